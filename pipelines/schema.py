@@ -1,0 +1,94 @@
+"""The Parquet rows that flow between the stages: shard rows (one an image) and detection rows (one a detection)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from msrcnn.errors import InputError
+
+SHARD_VERSION = 1
+"""Raised when a shard row's meaning changes; readers refuse other versions."""
+
+INSTANCE = pa.struct(
+    [
+        ("annotation_id", pa.int64()),
+        ("category", pa.int32()),  # contiguous, 1..C in the order of the data set's categories
+        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in pixels
+        ("area", pa.float32()),  # pixels of the mask
+        ("iscrowd", pa.bool_()),
+        ("rle", pa.binary()),  # COCO compressed counts of the [height, width] mask
+    ]
+)
+
+SHARD_ROW = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("image", pa.binary()),  # the original encoded bytes, never resized or encoded again
+        ("instances", pa.list_(INSTANCE)),
+    ]
+)
+
+DETECTION_ROW = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("category", pa.int32()),  # contiguous 1..C; null on the one row of an image without detections
+        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in pixels of the original image
+        ("class_score", pa.float32()),  # after SoftNMS; ranks boxes
+        ("maskiou", pa.float32()),  # the predicted MaskIoU of the predicted class, not clamped
+        ("mask_score", pa.float32()),  # class_score * maskiou; ranks masks
+        ("rle", pa.binary()),  # COCO compressed counts of the [height, width] mask
+        ("error", pa.string()),  # why the image could not be processed; null otherwise
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category: its contiguous number in the rows (1..C), its id in the source annotation file, its name."""
+
+    number: int
+    source_id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ShardMeta:
+    """What every shard of a data set carries in its Parquet schema metadata."""
+
+    name: str
+    categories: tuple[Category, ...]
+    version: int = SHARD_VERSION
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """The key-value metadata for a Parquet schema."""
+        value = {
+            "name": self.name,
+            "version": self.version,
+            "categories": [[c.number, c.source_id, c.name] for c in self.categories],
+        }
+        return {b"msrcnn.shard": json.dumps(value).encode()}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[bytes, bytes] | None, where: str) -> ShardMeta:
+        """Reads back `to_metadata`; `where` names the file in errors.
+
+        Raises:
+            InputError: the metadata is absent or of another version.
+        """
+        if not metadata or b"msrcnn.shard" not in metadata:
+            raise InputError(f"{where}: not a shard of msrcnn (its Parquet schema has no 'msrcnn.shard' metadata); "
+                             "make shards with `msrcnn shard`")
+        value = json.loads(metadata[b"msrcnn.shard"])
+        if value["version"] != SHARD_VERSION:
+            raise InputError(f"{where}: shard version {value['version']}, this program reads {SHARD_VERSION}; "
+                             "make the shards again with `msrcnn shard`")
+        categories = tuple(Category(int(n), int(i), str(s)) for n, i, s in value["categories"])
+        return cls(value["name"], categories, value["version"])
