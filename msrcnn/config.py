@@ -1,0 +1,276 @@
+"""What a run is made of: model, solver and input sizes, as frozen dataclasses, and the paper's rows as presets.
+
+Importing this module imports no torch, so that the command line can show every option at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from msrcnn.errors import InputError
+
+TRUNK_LEVELS = (2, 3, 4, 5)
+"""C2 to C5: the trunk's stages at strides 4, 8, 16 and 32."""
+
+
+def require(condition: bool, name: str, value: object, accepted: str) -> None:
+    """Raises InputError naming the field, its value and what would be accepted, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{name} = {value!r} is not accepted; it must be {accepted}")
+
+
+@dataclass(frozen=True)
+class RPNConfig:
+    """Region proposals (Faster R-CNN with FPN; the paper, section 4.2)."""
+
+    positive_iou: float = 0.7
+    """an anchor with at least this IoU with an instance is positive"""
+    negative_iou: float = 0.3
+    """an anchor with less than this IoU with every instance is negative"""
+    samples: int = 256
+    """anchors an image that enter the loss, at most half of them positive"""
+    nms_iou: float = 0.7
+    """a proposal overlapping a better one of its level by more than this is dropped"""
+    train_proposals: int = 2000
+    """proposals an image in training: kept a level before NMS, and over all levels after it"""
+    test_proposals: int = 1000
+    """the same in testing"""
+
+    def __post_init__(self) -> None:
+        require(0 < self.positive_iou <= 1, "rpn.positive_iou", self.positive_iou, "in (0, 1]")
+        require(0 <= self.negative_iou <= self.positive_iou, "rpn.negative_iou", self.negative_iou,
+                "in [0, positive_iou]")
+        require(0 < self.nms_iou <= 1, "rpn.nms_iou", self.nms_iou, "in (0, 1]")
+        for name in ("samples", "train_proposals", "test_proposals"):
+            require(getattr(self, name) >= 1, f"rpn.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class RoIConfig:
+    """RoIs that train the heads (the paper, section 4.2)."""
+
+    samples: int = 512
+    """RoIs an image in training"""
+    positive_fraction: float = 0.25
+    """at most this share of them is positive; the mask and MaskIoU heads train on the positive ones"""
+    positive_iou: float = 0.5
+    """a RoI with at least this IoU with an instance is positive, any other negative"""
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, "roi.samples", self.samples, "at least 1")
+        require(0 < self.positive_fraction <= 1, "roi.positive_fraction", self.positive_fraction, "in (0, 1]")
+        require(0 < self.positive_iou <= 1, "roi.positive_iou", self.positive_iou, "in (0, 1]")
+
+    @property
+    def positive_samples(self) -> int:
+        """Slots for positive RoIs an image."""
+        return max(1, int(self.samples * self.positive_fraction))
+
+
+@dataclass(frozen=True)
+class MaskIoUConfig:
+    """The MaskIoU head's training (the paper, sections 3.2 and 4.4)."""
+
+    tau: float = 0.0
+    """train on RoIs whose MaskIoU is strictly above this (Table 6)"""
+    weight: float = 1.0
+    """weight of the MaskIoU loss"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.tau < 1, "maskiou.tau", self.tau, "in [0, 1)")
+        require(self.weight >= 0, "maskiou.weight", self.weight, "0 or more")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """From scored boxes to detections: SoftNMS with Gaussian decay (the author's setting), then the top k."""
+
+    sigma: float = 0.6
+    """decay of a box that overlaps a better one of its class: exp(-IoU^2 / sigma)"""
+    score_threshold: float = 0.001
+    """a box is out once its decayed score is at or below this"""
+    top_k: int = 100
+    """detections an image, at most"""
+
+    def __post_init__(self) -> None:
+        require(self.sigma > 0, "selection.sigma", self.sigma, "above 0")
+        require(0 <= self.score_threshold < 1, "selection.score_threshold", self.score_threshold, "in [0, 1)")
+        require(self.top_k >= 1, "selection.top_k", self.top_k, "at least 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Mask Scoring R-CNN: trunk, pyramid, heads, and how they are trained and read out."""
+
+    backbone: Literal["resnet18"] = "resnet18"
+    """trunk, by torchvision's name"""
+    levels: tuple[int, ...] = (4, 5)
+    """the trunk's stages that feed the pyramid, the RPN and the heads: 4 and 5 for the paper's ResNet-18 FPN"""
+    norm: Literal["frozen_bn", "group_norm"] = "frozen_bn"
+    """frozen_bn with ImageNet weights; group_norm from scratch, where frozen statistics cannot work"""
+    frozen_stages: int = 2
+    """how many of the trunk's first parts (the stem, then C2 to C5) are not trained: 2 with ImageNet weights"""
+    anchor_sizes: tuple[tuple[int, ...], ...] = ((32, 64, 128), (128, 256, 512))
+    """anchor sides in pixels, a tuple a pyramid level, each with the ratios 1:2, 1:1 and 2:1. One entry more than
+    `levels` adds a last level by stride-2 pooling. For C4 and C5 alone the paper is silent: five octaves from 32 to
+    512 on two levels with one shared RPN head want three sizes each, 128 being on both"""
+    channels: int = 256
+    """channels of the pyramid and of the convolutional heads"""
+    hidden: int = 1024
+    """width of the fully connected layers of the box and MaskIoU heads"""
+    num_classes: int = 80
+    """object categories, the background not counted; training takes it from the shards"""
+    rpn: RPNConfig = field(default_factory=RPNConfig)
+    roi: RoIConfig = field(default_factory=RoIConfig)
+    maskiou: MaskIoUConfig = field(default_factory=MaskIoUConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        require(self.backbone == "resnet18", "model.backbone", self.backbone, "resnet18")
+        require(self.norm in ("frozen_bn", "group_norm"), "model.norm", self.norm, "frozen_bn or group_norm")
+        consecutive = tuple(range(self.levels[0], self.levels[-1] + 1)) if self.levels else ()
+        require(bool(self.levels) and self.levels == consecutive and set(self.levels) <= set(TRUNK_LEVELS),
+                "model.levels", self.levels, "consecutive stages out of 2, 3, 4, 5")
+        require(len(self.anchor_sizes) in (len(self.levels), len(self.levels) + 1), "model.anchor_sizes",
+                self.anchor_sizes, f"{len(self.levels)} tuples (one a level), or one more for a pooled last level")
+        counts = {len(sizes) for sizes in self.anchor_sizes}
+        require(len(counts) == 1 and counts != {0}, "model.anchor_sizes", self.anchor_sizes,
+                "the same number of sizes on each level, at least one")
+        require(0 <= self.frozen_stages <= 5, "model.frozen_stages", self.frozen_stages, "0 to 5")
+        for name in ("channels", "hidden", "num_classes"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        require(self.norm != "group_norm" or self.channels % 32 == 0, "model.channels", self.channels,
+                "a multiple of 32 with group_norm")
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Synchronous SGD with warm-up and step decay (the paper, section 4.2)."""
+
+    epochs: int = 18
+    decay_epochs: tuple[int, ...] = (14, 17)
+    """after each of these epochs the learning rate falls to a tenth"""
+    batch: int = 16
+    """images a step, over all workers"""
+    lr: float = 0.02
+    """learning rate for 16 images a step; scaled linearly with `batch`"""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    """for weights; biases have none, and twice the learning rate, as in the authors' code"""
+    warmup_steps: int = 500
+    """steps of linear warm-up"""
+    warmup_factor: float = 1 / 3
+    """the learning rate starts at this share"""
+    clip_norm: float = 0.0
+    """largest gradient norm; 0 does not clip"""
+    seed: int = 0
+    """initial weights, order of images, flips and samples follow from it"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            require(getattr(self, name) >= 1, f"solver.{name}", getattr(self, name), "at least 1")
+        require(self.lr > 0, "solver.lr", self.lr, "above 0")
+        require(0 <= self.momentum < 1, "solver.momentum", self.momentum, "in [0, 1)")
+        require(0 < self.warmup_factor <= 1, "solver.warmup_factor", self.warmup_factor, "in (0, 1]")
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "seed"):
+            require(getattr(self, name) >= 0, f"solver.{name}", getattr(self, name), "0 or more")
+        ordered = all(0 < a < b for a, b in zip(self.decay_epochs, self.decay_epochs[1:], strict=False))
+        require(ordered and all(e > 0 for e in self.decay_epochs), "solver.decay_epochs", self.decay_epochs,
+                "ascending and above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Sizes at which the network sees images (the paper, section 4.2)."""
+
+    short_side: int = 600
+    """the shorter side is resized to this many pixels, ..."""
+    long_side: int = 1000
+    """... or less where the longer side would exceed this"""
+    flip: bool = True
+    """mirror half of the training images, the only augmentation"""
+
+    def __post_init__(self) -> None:
+        require(self.short_side >= 32, "data.short_side", self.short_side, "at least 32")
+        require(self.long_side >= self.short_side, "data.long_side", self.long_side, "at least short_side")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Model, solver and input sizes that belong together."""
+
+    model: ModelConfig
+    solver: SolverConfig
+    data: DataConfig
+
+
+PRESETS: dict[str, Preset] = {
+    # Table 1, first row: 600/1000 pixels, C4 and C5 only.
+    "r18-fpn": Preset(ModelConfig(), SolverConfig(), DataConfig()),
+    # The built-in shapes on a laptop: from scratch at 160 pixels without upscaling. At a quarter of the paper's
+    # image size its stride-16 level would leave an object 3 cells, so the pyramid begins at C2.
+    "demo": Preset(
+        ModelConfig(
+            levels=(2, 3, 4, 5), norm="group_norm", frozen_stages=0, anchor_sizes=((16,), (32,), (64,), (128,)),
+            channels=64, hidden=256, num_classes=3,
+            rpn=RPNConfig(samples=128, train_proposals=500, test_proposals=300), roi=RoIConfig(samples=128),
+        ),
+        SolverConfig(epochs=8, decay_epochs=(6,), batch=4, lr=0.08, warmup_steps=100, clip_norm=10.0),
+        DataConfig(short_side=160, long_side=160),
+    ),
+}
+"""Settings by name: the paper's rows, and `demo`."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: no such preset; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dicts, lists and numbers, for JSON and checkpoints."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def model_config_from_dict(value: dict[str, Any]) -> ModelConfig:
+    """Reads back `to_dict` of a ModelConfig.
+
+    Raises:
+        InputError: a field is unknown or its value not accepted.
+    """
+    parts: dict[str, Any] = {"rpn": RPNConfig, "roi": RoIConfig, "maskiou": MaskIoUConfig,
+                             "selection": SelectionConfig}
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    if unknown := sorted(set(value) - known):
+        raise InputError(f"model configuration: unknown field {unknown[0]!r}; written by another version of msrcnn?")
+    fields = dict(value)
+    try:
+        for name, part in parts.items():
+            if name in fields:
+                fields[name] = part(**fields[name])
+    except TypeError as error:
+        raise InputError(f"model configuration: {error}; written by another version of msrcnn?") from None
+    fields["levels"] = tuple(fields["levels"])
+    fields["anchor_sizes"] = tuple(tuple(sizes) for sizes in fields["anchor_sizes"])
+    return ModelConfig(**fields)
+
+
+def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The fields in which two configurations (as `to_dict` gives them) differ, as 'name: old -> new'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for key in sorted({*old, *new})
+                for line in difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+    return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

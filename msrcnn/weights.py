@@ -1,0 +1,87 @@
+"""Model checkpoints: a file that holds the weights and everything needed to rebuild the model around them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msrcnn.config import DataConfig, model_config_from_dict, to_dict
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model read back from disk."""
+
+    model: MaskScoringRCNN
+    data: DataConfig
+    categories: tuple[tuple[int, int, str], ...]  # number (1..C), id in the source annotations, name
+
+
+def write_aside(path: Path, value: dict[str, Any]) -> None:
+    """`torch.save` into a file beside `path`, then renamed: `path` is whole or absent."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(value, aside)
+    os.replace(aside, path)
+
+
+def read_plain(path: Path, what: str) -> dict[str, Any]:
+    """Reads a file of tensors and plain values; nothing in it is executed.
+
+    Raises:
+        InputError: the file is absent, damaged, or holds anything else; `what` says what was expected.
+    """
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected {what}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: not {what} ({reason}); it may be damaged, use another") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not {what} (it holds a {type(value).__name__}); use another")
+    return value
+
+
+def save_model(
+    path: Path, model: MaskScoringRCNN, data: DataConfig, categories: Sequence[tuple[int, int, str]]
+) -> None:
+    """Writes the model with its configuration, input sizes and categories."""
+    write_aside(
+        path,
+        {
+            "format": FORMAT,
+            "model": to_dict(model.config),
+            "data": to_dict(data),
+            "categories": [list(c) for c in categories],
+            "weights": model.state_dict(),
+        },
+    )
+
+
+def load_model(path: Path) -> Checkpoint:
+    """Reads a model written by `save_model`, in testing mode.
+
+    Raises:
+        InputError: the file is absent, damaged, of another format, or its weights do not fit its configuration.
+    """
+    value = read_plain(path, "a model checkpoint")
+    if value.get("format") != FORMAT:
+        raise InputError(f"{path}: checkpoint format {value.get('format')!r}, this program reads {FORMAT}")
+    model = MaskScoringRCNN(model_config_from_dict(value["model"]))
+    try:
+        model.load_state_dict(value["weights"])
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: weights do not fit the model configuration beside them: {line}") from None
+    categories = tuple((int(n), int(i), str(s)) for n, i, s in value["categories"])
+    return Checkpoint(model.eval(), DataConfig(**value["data"]), categories)

@@ -1,0 +1,77 @@
+"""The options of `msrcnn train` and `msrcnn evaluate`. Imports neither torch nor Ray: `--help` must not wait for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train on shards. The same command again goes on where it stopped."""
+
+    shards: Path
+    """folder that `msrcnn shard` made"""
+    run: Path
+    """run directory: checkpoints, metrics, the final model; on a cluster every node must see it"""
+    preset: str = "r18-fpn"
+    """settings to start from, by the paper's name; the options below change single fields"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    workers: int = 1
+    """training processes; the images of a step are divided among them"""
+    gpu: bool = False
+    """one GPU a worker"""
+    threads: int = 0
+    """CPU threads a worker computes with; 0: this machine's cores divided by the workers"""
+    max_steps: int | None = None
+    """end after this many steps, a checkpoint included"""
+    tracking: str | None = None
+    """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
+    experiment: str = "msrcnn"
+    """MLflow experiment"""
+    address: str | None = None
+    """Ray cluster to join; a local Ray if absent"""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "--workers", self.workers, "at least 1")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+        require(self.max_steps is None or self.max_steps >= 1, "--max-steps", self.max_steps, "at least 1")
+        require(self.solver.batch % self.workers == 0, "--solver.batch", self.solver.batch,
+                f"a multiple of --workers ({self.workers})")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Detect on shards, store the detections as rows, compute every number from them."""
+
+    model: Path
+    """run directory of a finished training, or a model file"""
+    shards: Path
+    """folder that `msrcnn shard` made"""
+    out: Path
+    """folder for the detection rows (Parquet) and the numbers (summary.json)"""
+    batch: int = 8
+    """images a step of the network"""
+    actors: int = 0
+    """inference processes; 0: one a GPU with --gpu, else one a CPU of the cluster"""
+    gpu: bool = False
+    """one GPU an inference process"""
+    bootstrap: int = 1000
+    """resamplings of the images for the interval of the gain"""
+    seed: int = 0
+    """of the resamplings"""
+    tracking: str | None = None
+    """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
+    experiment: str = "msrcnn"
+    """MLflow experiment, for a model that no run of it trained"""
+    address: str | None = None
+    """Ray cluster to join; a local Ray if absent"""
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "--batch", self.batch, "at least 1")
+        for name in ("actors", "bootstrap", "seed"):
+            require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")

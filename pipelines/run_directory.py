@@ -1,0 +1,80 @@
+"""A training's run directory: what was run, its metrics, and the model at the end.
+
+    run.json        settings, data set and MLflow run; written first
+    metrics.jsonl   one line a record, as training reported it
+    epoch-...       checkpoints, kept by Ray Train
+    model.pt        the finished model; its presence means that the training is complete
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from msrcnn.config import difference
+from msrcnn.errors import InputError
+from pipelines.manifest import written_aside
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+MODEL = "model.pt"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory says about itself."""
+
+    settings: dict[str, Any]
+    """model, solver and data, and the data set's name and fingerprint"""
+    mlflow_run: str
+    mlflow_address: str
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The run's record, or None where there is none.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        return None
+    try:
+        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a run's record ({error}); choose another --run") from None
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Writes the record and makes the folder if it is absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_aside(folder / RUN) as aside:
+        aside.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+
+
+def check_same(folder: Path, record: RunRecord, settings: dict[str, Any]) -> None:
+    """Refuses to go on in the directory of another run.
+
+    Raises:
+        InputError: naming the fields that differ, old and new.
+    """
+    if changed := difference(record.settings, settings):
+        raise InputError(f"{folder}: holds a run with other settings ({'; '.join(changed[:4])}"
+                         f"{', ...' if len(changed) > 4 else ''}); choose another --run or the same settings")  # fmt: skip
+
+
+def find_model(path: Path) -> tuple[Path, RunRecord | None]:
+    """The model file that `path` (a run directory or a file) means, and its run's record if it has one.
+
+    Raises:
+        InputError: there is no model there.
+    """
+    if path.is_file():
+        return path, read_record(path.parent)
+    if (path / MODEL).is_file():
+        return path / MODEL, read_record(path)
+    if (path / RUN).is_file():
+        raise InputError(f"{path}: the training in it is not finished (no {MODEL}); run its `msrcnn train` again")
+    raise InputError(f"{path}: neither a run directory nor a model file; train one with `msrcnn train`")

@@ -1,0 +1,338 @@
+"""`msrcnn train`: shards stream through Ray Data into Ray Train workers.
+
+The driver prepares the run directory and the MLflow run, starts `train_worker` on each worker, and meanwhile prints
+and stores what rank 0 reports. The worker is an ordinary PyTorch training loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor
+
+from cluster.session import connect
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
+from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
+from msrcnn.structures import Batch
+from msrcnn.weights import load_model, read_plain, save_model, write_aside
+from pipelines.ingest import Fed, RowGroup, TrainingCollate, row_groups, training_rows
+from pipelines.manifest import Manifest, read_manifest, written_aside
+from pipelines.options import TrainConfig
+from pipelines.progress import Follower, Mailbox, duration
+from pipelines.run_directory import METRICS, MODEL, RunRecord, check_same, read_record, write_record
+from pipelines.tracking import Tracker
+
+REPORT_STEPS = 20
+"""Steps between two records; the losses stay on the device until then."""
+PREFETCH = 4
+"""Batches decoded ahead, by as many threads."""
+TRAINING = "training.pt"
+POSITION = "position.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told."""
+
+    model: ModelConfig
+    solver: SolverConfig
+    data: DataConfig
+    categories: tuple[tuple[int, int, str], ...]
+    steps_per_epoch: int
+    total_steps: int
+    threads: int
+    mailbox: Any
+
+
+# The worker
+
+
+class Meter:
+    """Sums over steps and sends a record to the driver every `REPORT_STEPS` steps; nothing is read off the device between."""
+
+    def __init__(self, job: Job, rank: int, step: int) -> None:
+        self.job, self.rank = job, rank
+        self._reset(step)
+
+    def _reset(self, step: int) -> None:
+        self.first, self.sums, self.waited, self.began = step, {}, 0.0, time.perf_counter()
+
+    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor, waited: float) -> None:
+        """Counts step `step` (from 0)."""
+        self.waited += waited
+        for name, value in {**losses, "total": sum(losses.values()), "gradient_norm": norm}.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        done = step + 1
+        if done % REPORT_STEPS == 0 or done == self.job.total_steps or done % self.job.steps_per_epoch == 0:
+            self._send(done)
+
+    def _send(self, done: int) -> None:
+        steps, seconds = done - self.first, time.perf_counter() - self.began
+        means = {name: float(value) / steps for name, value in self.sums.items()}
+        bad = sorted(name for name, value in means.items() if not abs(value) < float("inf"))
+        if bad:
+            raise InputError(f"step {done}: {', '.join(bad)} not finite; lower --solver.lr or set --solver.clip-norm")
+        if self.rank == 0:
+            norm = means.pop("gradient_norm")
+            self.job.mailbox.put.remote(
+                {
+                    "step": done,
+                    "epoch": done / self.job.steps_per_epoch,
+                    **{f"loss/{name}": value for name, value in means.items()},
+                    "gradient_norm": norm,
+                    "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
+                    "images_per_second": steps * self.job.solver.batch / seconds,
+                    "data_wait": self.waited / seconds,
+                }
+            )
+        self._reset(done)
+
+
+def save_checkpoint(folder: Path, job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes the model, the optimiser's state and the position of the next step."""
+    save_model(folder / MODEL, model, job.data, job.categories)
+    write_aside(folder / TRAINING, {"optimizer": optimizer.state_dict(), "step": step})
+    (folder / POSITION).write_text(json.dumps({"step": step}))
+
+
+def restore_checkpoint(model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
+    """Loads the run's last checkpoint into model and optimiser; gives the next step, 0 if there is none."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        model.load_state_dict(load_model(Path(folder) / MODEL).model.state_dict())
+        state = read_plain(Path(folder) / TRAINING, "a training state")
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def batches(job: Job, device: torch.device) -> Iterator[Batch]:
+    """This worker's share of every step's images."""
+    shard = ray.train.get_dataset_shard("train")
+    feed: Iterator[Fed] = iter(
+        shard.iter_torch_batches(
+            batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
+            collate_fn=TrainingCollate(job.data, job.solver.seed),
+            prefetch_batches=PREFETCH,
+            drop_last=True,
+        )
+    )
+    for fed in feed:
+        yield fed.batch.to(device, non_blocking=True)
+
+
+def train_worker(job: Job) -> None:
+    """The training loop, run by each worker of the group."""
+    rank = ray.train.get_context().get_world_rank()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.solver.seed)
+    model = MaskScoringRCNN(job.model).to(device)
+    optimizer = make_optimizer(model, job.solver)
+    step = restore_checkpoint(model, optimizer)
+    network = ray.train.torch.prepare_model(model, move_to_device=False)
+    network.train()
+
+    feed = batches(job, device)
+    meter = Meter(job, rank, step)
+    limit = job.solver.clip_norm or float("inf")
+    while step < job.total_steps:
+        asked = time.perf_counter()
+        batch = next(feed)
+        waited = time.perf_counter() - asked
+
+        losses = network(batch)
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        set_learning_rate(optimizer, learning_rate(job.solver, step, job.steps_per_epoch))
+        optimizer.step()
+
+        meter.add(step, losses, norm, waited)
+        step += 1
+        if step % job.steps_per_epoch == 0 or step == job.total_steps:
+            report_checkpoint(job, rank, model, optimizer, step)
+
+
+def report_checkpoint(
+    job: Job, rank: int, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Hands a checkpoint to Ray Train; a barrier for all ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            save_checkpoint(Path(folder), job, model, optimizer, step)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
+
+
+# The driver
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training left behind."""
+
+    model: Path
+    steps: int
+    seconds: float
+
+
+def next_step(run: Path) -> int:
+    """The step at which Ray Train will resume the run: that of the last checkpoint it has on record, 0 if none."""
+    snapshot = run / "checkpoint_manager_snapshot.json"  # Ray Train's own list of committed checkpoints
+    if not snapshot.is_file():
+        return 0
+    latest = json.loads(snapshot.read_text()).get("latest_checkpoint_result")
+    if not latest:
+        return 0
+    return json.loads((run / latest["checkpoint_dir_name"] / POSITION).read_text())["step"]
+
+
+def remaining_rows(groups: list[RowGroup], job: Job, run: Path) -> ray.data.Dataset:
+    """The stream of images from the run's last checkpoint on. Called anew whenever a worker group starts."""
+    step = next_step(run)
+    first, last = step // job.steps_per_epoch, -(-job.total_steps // job.steps_per_epoch)
+    epochs = range(min(first, last - 1), last)  # Ray Data wants rows even where all steps are done
+    return training_rows(groups, job.solver.seed, epochs, job.steps_per_epoch * job.solver.batch)
+
+
+def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
+    """The workers' job, but for the mailbox, and the settings by which a run is recognised.
+
+    Raises:
+        InputError: the data set is smaller than one step.
+    """
+    steps = manifest.rows // config.solver.batch
+    if steps == 0:
+        raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
+                         f"{config.solver.batch}; lower it")  # fmt: skip
+    model = replace(config.model, num_classes=len(manifest.categories))
+    categories = tuple((c.number, c.source_id, c.name) for c in manifest.categories)
+    total = steps * config.solver.epochs
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
+    job = Job(model, config.solver, config.data, categories, steps, min(total, config.max_steps or total), threads, None)
+    settings = {
+        "model": to_dict(model),
+        "solver": to_dict(config.solver),
+        "data": to_dict(config.data),
+        "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
+        "max_steps": config.max_steps,
+    }
+    return job, settings
+
+
+def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainReport:
+    """Trains, or goes on with, the run in `config.run`.
+
+    Raises:
+        InputError: the shards or the run directory cannot be used.
+    """
+    began = time.monotonic()
+    run = config.run.absolute()
+    manifest = read_manifest(config.shards)
+    job, settings = prepare(config, manifest)
+    record = read_record(run)
+    if record is None and run.exists() and any(run.iterdir()):
+        raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
+    if record is not None:
+        check_same(run, record, settings)
+        if (run / MODEL).is_file():
+            log(f"{run}: already trained, nothing to do")
+            return TrainReport(run / MODEL, job.total_steps, 0.0)
+    tracker = Tracker(config.tracking, config.experiment, record.mlflow_run if record else None, run.name)
+    if record is None:
+        tracker.params({**settings, "workers": config.workers, "gpu": config.gpu})
+        write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
+    log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
+        f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
+    try:
+        with connect(config.address):
+            fit(config, job, manifest, run, tracker, log)
+        finish(run, job)
+        tracker.artifact(run / MODEL, "model")
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.close()
+    seconds = time.monotonic() - began
+    log(f"trained in {duration(seconds)}: {run / MODEL}")
+    return TrainReport(run / MODEL, job.total_steps, seconds)
+
+
+def fit(
+    config: TrainConfig, job: Job, manifest: Manifest, run: Path, tracker: Tracker, log: Callable[[str], None]
+) -> None:
+    """Runs the worker group to the end, following what it reports."""
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    groups = row_groups(manifest)
+    # Two cores must hold a worker and its readers: a fraction of a CPU each leaves room for both.
+    resources = {"GPU": 1, "CPU": 1} if config.gpu else {"CPU": 0.5}
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=replace(job, mailbox=mailbox),
+        scaling_config=ScalingConfig(config.workers, use_gpu=config.gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=run.name, storage_path=str(run.parent), checkpoint_config=CheckpointConfig(num_to_keep=2)
+        ),
+        datasets={"train": partial(remaining_rows, groups, job, run)},
+        dataset_config=ray.train.DataConfig(execution_options=options),
+    )
+    reporter = Reporter(job, tracker, log)
+    with Follower(mailbox, run / METRICS, reporter) as follower:
+        try:
+            trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, InputError):
+                    raise failure from None
+            raise
+    if follower.error is not None:
+        log(f"warning: MLflow did not take every record ({follower.error}); they are all in {run / METRICS}")
+
+
+class Reporter:
+    """Prints each record as one plain line and logs it to MLflow."""
+
+    def __init__(self, job: Job, tracker: Tracker, log: Callable[[str], None]) -> None:
+        self.job, self.tracker, self.log = job, tracker, log
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        left = (self.job.total_steps - record["step"]) * self.job.solver.batch / record["images_per_second"]
+        parts = " ".join(
+            f"{name.removeprefix('loss/')} {value:.3f}" for name, value in record.items() if name.startswith("loss/")
+        )
+        self.log(
+            f"epoch {record['epoch']:5.2f}  step {record['step']}/{self.job.total_steps}  {parts}  "
+            f"lr {record['lr']:.4f}  {record['images_per_second']:.1f} images/s  "
+            f"waiting for data {record['data_wait']:.0%}  left {duration(left)}"
+        )
+        self.tracker.metrics({k: v for k, v in record.items() if k != "step"}, record["step"])
+
+
+def finish(run: Path, job: Job) -> None:
+    """Puts the last checkpoint's model at the run directory's top, which marks the training as complete."""
+    step = next_step(run)
+    if step < job.total_steps:
+        raise RuntimeError(f"{run}: the last checkpoint is at step {step} of {job.total_steps}")
+    with written_aside(run / MODEL) as aside:
+        aside.write_bytes((run / f"step-{step:08d}" / MODEL).read_bytes())

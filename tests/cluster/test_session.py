@@ -1,0 +1,77 @@
+"""Starting and joining Ray. The tests that start one do it in a process of their own: here it may already run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cluster.session import PROBE_SECONDS, connect
+from msrcnn.errors import InputError
+
+STARTS_AND_STOPS = """
+import os
+os.environ.pop("RAY_ADDRESS", None)
+from cluster.session import connect
+with connect(cpus=3):
+    import ray
+    assert ray.cluster_resources()["CPU"] == 3
+    with connect(cpus=7):  # inside a command that already has one
+        assert ray.cluster_resources()["CPU"] == 3
+    assert ray.is_initialized()
+    assert ray.data.DataContext.get_current().use_datasource_v2 is False
+    assert ray.data.range(6, override_num_blocks=2).map(lambda row: {"id": row["id"] * 2}).sum("id") == 30
+assert not ray.is_initialized()
+"""
+
+JOINS = """
+import os
+os.environ["RAY_AUTH_MODE"] = "disabled"
+import ray
+from ray.cluster_utils import Cluster
+from cluster.session import connect
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5})
+for way in (cluster.address, None):
+    os.environ["RAY_ADDRESS"] = cluster.address if way is None else "127.0.0.1:1"
+    with connect(way):
+        assert ray.get_runtime_context().gcs_address == cluster.address
+        assert ray.cluster_resources()["CPU"] == 5
+    assert not ray.is_initialized()
+with connect(cluster.address):  # it still runs
+    assert len(ray.nodes()) == 1
+cluster.shutdown()
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_local_ray_starts_quietly_and_stops() -> None:
+    result = run(STARTS_AND_STOPS)
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_running_cluster_is_joined_and_left_running() -> None:
+    result = run(JOINS)
+    assert result.returncode == 0, result.stderr
+
+
+FAIL_FAST = """
+import os, sys
+from cluster.session import connect
+from msrcnn.errors import InputError
+os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
+try:
+    with connect(sys.argv[1] if len(sys.argv) > 1 else None):
+        pass
+except InputError as error:
+    print(error)
+"""
