@@ -84,7 +84,7 @@ class Backbone(nn.Module):
             One [B, channels, H / stride, W / stride] a level, by ascending `strides`.
         """
         height, width = images.shape[-2:]
-        x = (images.float() - self.mean) / self.std  # [B, 3, H, W]
+        x = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")  # [B, 3, H, W]
         row = torch.arange(height, device=images.device) < sizes[:, 0, None]  # [B, H]
         column = torch.arange(width, device=images.device) < sizes[:, 1, None]  # [B, W]
         x = x * (row[:, None, :, None] & column[:, None, None, :])  # padding is zero after normalisation

@@ -40,8 +40,12 @@ class RPNConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.positive_iou <= 1, "rpn.positive_iou", self.positive_iou, "in (0, 1]")
-        require(0 <= self.negative_iou <= self.positive_iou, "rpn.negative_iou", self.negative_iou,
-                "in [0, positive_iou]")
+        require(
+            0 <= self.negative_iou <= self.positive_iou,
+            "rpn.negative_iou",
+            self.negative_iou,
+            "in [0, positive_iou]",
+        )
         require(0 < self.nms_iou <= 1, "rpn.nms_iou", self.nms_iou, "in (0, 1]")
         for name in ("samples", "train_proposals", "test_proposals"):
             require(getattr(self, name) >= 1, f"rpn.{name}", getattr(self, name), "at least 1")
@@ -131,18 +135,34 @@ class ModelConfig:
         require(self.backbone == "resnet18", "model.backbone", self.backbone, "resnet18")
         require(self.norm in ("frozen_bn", "group_norm"), "model.norm", self.norm, "frozen_bn or group_norm")
         consecutive = tuple(range(self.levels[0], self.levels[-1] + 1)) if self.levels else ()
-        require(bool(self.levels) and self.levels == consecutive and set(self.levels) <= set(TRUNK_LEVELS),
-                "model.levels", self.levels, "consecutive stages out of 2, 3, 4, 5")
-        require(len(self.anchor_sizes) in (len(self.levels), len(self.levels) + 1), "model.anchor_sizes",
-                self.anchor_sizes, f"{len(self.levels)} tuples (one a level), or one more for a pooled last level")
+        require(
+            bool(self.levels) and self.levels == consecutive and set(self.levels) <= set(TRUNK_LEVELS),
+            "model.levels",
+            self.levels,
+            "consecutive stages out of 2, 3, 4, 5",
+        )
+        require(
+            len(self.anchor_sizes) in (len(self.levels), len(self.levels) + 1),
+            "model.anchor_sizes",
+            self.anchor_sizes,
+            f"{len(self.levels)} tuples (one a level), or one more for a pooled last level",
+        )
         counts = {len(sizes) for sizes in self.anchor_sizes}
-        require(len(counts) == 1 and counts != {0}, "model.anchor_sizes", self.anchor_sizes,
-                "the same number of sizes on each level, at least one")
+        require(
+            len(counts) == 1 and counts != {0},
+            "model.anchor_sizes",
+            self.anchor_sizes,
+            "the same number of sizes on each level, at least one",
+        )
         require(0 <= self.frozen_stages <= 5, "model.frozen_stages", self.frozen_stages, "0 to 5")
         for name in ("channels", "hidden", "num_classes"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        require(self.norm != "group_norm" or self.channels % 32 == 0, "model.channels", self.channels,
-                "a multiple of 32 with group_norm")
+        require(
+            self.norm != "group_norm" or self.channels % 32 == 0,
+            "model.channels",
+            self.channels,
+            "a multiple of 32 with group_norm",
+        )
 
 
 @dataclass(frozen=True)
@@ -177,8 +197,12 @@ class SolverConfig:
         for name in ("weight_decay", "warmup_steps", "clip_norm", "seed"):
             require(getattr(self, name) >= 0, f"solver.{name}", getattr(self, name), "0 or more")
         ordered = all(0 < a < b for a, b in zip(self.decay_epochs, self.decay_epochs[1:], strict=False))
-        require(ordered and all(e > 0 for e in self.decay_epochs), "solver.decay_epochs", self.decay_epochs,
-                "ascending and above 0")
+        require(
+            ordered and all(e > 0 for e in self.decay_epochs),
+            "solver.decay_epochs",
+            self.decay_epochs,
+            "ascending and above 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -213,9 +237,15 @@ PRESETS: dict[str, Preset] = {
     # image size its stride-16 level would leave an object 3 cells, so the pyramid begins at C2.
     "demo": Preset(
         ModelConfig(
-            levels=(2, 3, 4, 5), norm="group_norm", frozen_stages=0, anchor_sizes=((16,), (32,), (64,), (128,)),
-            channels=64, hidden=256, num_classes=3,
-            rpn=RPNConfig(samples=128, train_proposals=500, test_proposals=300), roi=RoIConfig(samples=128),
+            levels=(2, 3, 4, 5),
+            norm="group_norm",
+            frozen_stages=0,
+            anchor_sizes=((16,), (32,), (64,), (128,)),
+            channels=64,
+            hidden=256,
+            num_classes=3,
+            rpn=RPNConfig(samples=128, train_proposals=500, test_proposals=300),
+            roi=RoIConfig(samples=128),
         ),
         SolverConfig(epochs=8, decay_epochs=(6,), batch=4, lr=0.08, warmup_steps=100, clip_norm=10.0),
         DataConfig(short_side=160, long_side=160),
@@ -237,6 +267,7 @@ def find_preset(name: str) -> Preset:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists and numbers, for JSON and checkpoints."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
@@ -251,8 +282,12 @@ def model_config_from_dict(value: dict[str, Any]) -> ModelConfig:
     Raises:
         InputError: a field is unknown or its value not accepted.
     """
-    parts: dict[str, Any] = {"rpn": RPNConfig, "roi": RoIConfig, "maskiou": MaskIoUConfig,
-                             "selection": SelectionConfig}
+    parts: dict[str, Any] = {
+        "rpn": RPNConfig,
+        "roi": RoIConfig,
+        "maskiou": MaskIoUConfig,
+        "selection": SelectionConfig,
+    }
     known = {f.name for f in dataclasses.fields(ModelConfig)}
     if unknown := sorted(set(value) - known):
         raise InputError(f"model configuration: unknown field {unknown[0]!r}; written by another version of msrcnn?")
@@ -271,6 +306,9 @@ def model_config_from_dict(value: dict[str, Any]) -> ModelConfig:
 def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
     """The fields in which two configurations (as `to_dict` gives them) differ, as 'name: old -> new'."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for key in sorted({*old, *new})
-                for line in difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
     return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]

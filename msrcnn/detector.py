@@ -95,11 +95,18 @@ class MaskScoringRCNN(nn.Module):
         images, slots = labels.shape
         index = image_index(images, slots, rois.device)
         used, roi, label, box, image = compact(flat(valid), flat(rois), flat(labels), flat(boxes), index)
-        losses = box_losses(*self.box(pooler(image, roi, box_head.SIZE)), roi, label, box, used)
+        logits, deltas = self.box(pooler(image, roi, box_head.SIZE))
+        losses = box_losses(logits, deltas, roi, label, box, used)
         return losses | self.mask_losses(pooler, batch, targets, rois, labels, instance)
 
     def mask_losses(
-        self, pooler: PyramidPooler, batch: Batch, targets: Targets, rois: Tensor, labels: Tensor, instance: Tensor
+        self,
+        pooler: PyramidPooler,
+        batch: Batch,
+        targets: Targets,
+        rois: Tensor,
+        labels: Tensor,
+        instance: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of the mask and MaskIoU heads over the positive RoIs, which fill the first slots of [B, S]."""
         images, slots = labels.shape[0], min(labels.shape[1], self.config.roi.positive_samples)
@@ -123,7 +130,10 @@ class MaskScoringRCNN(nn.Module):
         predicted = self.maskiou(features, logits.sigmoid())  # [N, K]
         predicted = predicted.gather(1, (label - 1).clamp(min=0)[:, None]).squeeze(1)  # [N]
         config = self.config.maskiou
-        return {"mask": mask, "maskiou": config.weight * maskiou_loss(predicted, target, config.tau, positive)}
+        return {
+            "mask": mask,
+            "maskiou": config.weight * maskiou_loss(predicted, target, config.tau, positive),
+        }
 
     # Testing
 
@@ -134,7 +144,7 @@ class MaskScoringRCNN(nn.Module):
         images, slots = selected.labels.shape
         index = image_index(images, slots, selected.boxes.device)
         where = torch.arange(images * slots, device=index.device)
-        used, roi, label, image, where = compact(
+        _, roi, label, image, where = compact(
             flat(selected.valid), flat(selected.boxes), flat(selected.labels), index, where
         )
         features = pooler(image, roi, mask_head.SIZE)

@@ -29,7 +29,7 @@ class MaskIoUHead(nn.Module):
         self.fc2 = nn.Linear(hidden, hidden)
         self.iou = nn.Linear(hidden, num_classes)
         for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(conv.get_parameter("weight"), mode="fan_out", nonlinearity="relu")
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_uniform_(layer.weight, a=1)
         nn.init.normal_(self.iou.weight, std=0.01)

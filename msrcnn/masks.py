@@ -1,4 +1,4 @@
-"""Masks on both sides of the network: ragged ground truth sampled on RoIs, predictions pasted and run-length encoded."""
+"""Masks on both sides of the network: ragged ground truth sampled on RoIs, predictions pasted and encoded."""
 
 from __future__ import annotations
 
@@ -7,34 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from msrcnn.rle import encode_crop
 from msrcnn.structures import Batch, RaggedMasks
 
 POINTS_PER_BIN = 3
 """Along each axis: a bin's coverage is counted at 3 x 3 points, enough for a 28 x 28 grid on COCO's instances."""
 
 
-def crop_rle(rle: bytes, height: int, width: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """Decodes one instance to the crop of its mask's bounding box.
-
-    Args:
-        rle: COCO compressed counts of the [height, width] mask.
-        height, width: size of the image in pixels.
-
-    Returns:
-        The crop, uint8 [h, w] of 0 and 1, and its (left, top, w, h) in image pixels.
-    """
-    whole = {"size": [height, width], "counts": rle}
-    left, top, w, h = (int(v) for v in coco_mask.toBbox(whole))
-    return np.ascontiguousarray(coco_mask.decode(whole)[top : top + h, left : left + w]), (left, top, w, h)
-
-
-def pack_crops(
-    images: Sequence[Sequence[tuple[np.ndarray, tuple[int, int, int, int]]]], slots: int
-) -> RaggedMasks:
-    """Joins the crops of each image (as `crop_rle` gives them) into one buffer with `slots` instance slots an image."""
+def pack_crops(images: Sequence[Sequence[tuple[np.ndarray, tuple[int, int, int, int]]]], slots: int) -> RaggedMasks:
+    """Joins each image's crops (as `decode_crop` gives them) into one buffer with `slots` instance slots an image."""
     boxes = np.zeros((len(images), slots, 4), dtype=np.int64)
     offsets = np.zeros((len(images), slots), dtype=np.int64)
     parts: list[np.ndarray] = []
@@ -149,21 +132,3 @@ def paste_and_encode(probabilities: Tensor, boxes: Tensor, height: int, width: i
         crop = resized[top - y0 : min(y1 + 1, height) - y0, left - x0 : min(x1 + 1, width) - x0] > 0.5
         encoded.append(encode_crop(crop.numpy(), left, top, height, width))
     return encoded
-
-
-def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> bytes:
-    """COCO compressed counts of a [height, width] mask that is zero but for `crop` (bool [h, w]) at (top, left)."""
-    h, w = crop.shape
-    # Column by column with a zero after each column: a run ends inside its column, so runs are pairs of changes.
-    columns = np.zeros((w, h + 1), dtype=np.int8)
-    columns[:, :h] = crop.T
-    changes = np.flatnonzero(np.diff(columns.reshape(-1), prepend=np.int8(0)))  # [2 * runs], flat in w * (h + 1)
-    column, row = np.divmod(changes, h + 1)
-    position = (left + column) * height + top + row  # in the image, column by column
-    if h == height:  # a run to the foot of one column and one from the head of the next are one run
-        joined = np.flatnonzero(position[1:] == position[:-1])
-        position = np.delete(position, np.concatenate([joined, joined + 1]))
-    counts = np.diff(position, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)["counts"]

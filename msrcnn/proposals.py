@@ -1,4 +1,4 @@
-"""Region proposal network (Ren et al., 2015) over pyramid levels: anchors, head, losses, proposals; batched throughout."""
+"""Region proposal network (Ren et al., 2015) over pyramid levels: anchors, head, losses, proposals; batched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RPNHead(nn.Module):
         self.deltas = nn.Conv2d(channels, anchors * 4, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.constant_(layer.get_parameter("bias"), 0)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Feature maps [B, C, h, w], one a level, to objectness logits [B, h*w*A] and deltas [B, h*w*A, 4] of each."""

@@ -1,39 +1,85 @@
-"""One image's ground truth and one image's detections, as plain arrays: what stored rows become in memory."""
+"""One image's ground truth and one image's detections as plain numpy columns: what stored rows become in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+
+from msrcnn.errors import InputError
 
 
 @dataclass(frozen=True)
 class ImageTruth:
-    """The annotated instances of one image; G of them."""
+    """The annotated instances of one image (G of them, 0 included).
+
+    Raises:
+        InputError: the columns differ in length.
+    """
 
     image_id: int
-    height: int  # pixels
-    width: int  # pixels
-    annotation_ids: np.ndarray  # int64 [G]
-    categories: np.ndarray  # int32 [G], contiguous 1..C
-    boxes: np.ndarray  # float32 [G, 4]: x0, y0, x1, y1 in pixels
-    areas: np.ndarray  # float32 [G], pixels of the mask
-    crowd: np.ndarray  # bool [G]
-    rles: list[bytes]  # COCO compressed counts of the [height, width] masks
+    height: int  # pixels of the original image
+    width: int
+    annotation_ids: npt.NDArray[np.int64]  # [G]
+    categories: npt.NDArray[np.int32]  # [G], contiguous, 1..C
+    boxes: npt.NDArray[np.float32]  # [G, 4], x0 y0 x1 y1 in pixels
+    areas: npt.NDArray[np.float32]  # [G], pixels, as annotated: decides small, medium, large
+    crowd: npt.NDArray[np.bool_]  # [G]
+    rles: list[bytes]  # G COCO compressed counts of the [height, width] mask
+
+    def __post_init__(self) -> None:
+        columns: dict[str, Sized] = {
+            "categories": self.categories,
+            "areas": self.areas,
+            "crowd": self.crowd,
+            "rles": self.rles,
+        }
+        _check_columns("truth", self.image_id, len(self.annotation_ids), self.boxes, columns)
 
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """The detections of one image; D of them."""
+    """The detections of one image (D of them, 0 included); the order decides between equal scores.
+
+    Raises:
+        InputError: the columns differ in length, or a score is not finite.
+    """
 
     image_id: int
-    categories: np.ndarray  # int32 [D], contiguous 1..C
-    boxes: np.ndarray  # float32 [D, 4]: x0, y0, x1, y1 in pixels
-    class_scores: np.ndarray  # float32 [D], after SoftNMS
-    maskious: np.ndarray  # float32 [D], predicted MaskIoU, not clamped
-    rles: list[bytes]  # COCO compressed counts of the [height, width] masks
+    categories: npt.NDArray[np.int32]  # [D], contiguous, 1..C
+    boxes: npt.NDArray[np.float32]  # [D, 4], x0 y0 x1 y1 in pixels
+    class_scores: npt.NDArray[np.float32]  # [D], after SoftNMS
+    maskious: npt.NDArray[np.float32]  # [D], predicted MaskIoU of the predicted class, not clamped
+    rles: list[bytes]  # D COCO compressed counts of the image's [height, width] mask
+
+    def __post_init__(self) -> None:
+        columns: dict[str, Sized] = {
+            "class_scores": self.class_scores,
+            "maskious": self.maskious,
+            "rles": self.rles,
+        }
+        _check_columns("detections", self.image_id, len(self.categories), self.boxes, columns)
+        for name in ("class_scores", "maskious"):
+            finite = np.isfinite(getattr(self, name))
+            if not finite.all():
+                raise InputError(
+                    f"detections of image {self.image_id}: {name}[{int(np.argmin(finite))}] is not finite, "
+                    "so it has no rank; did training diverge? Detect again with a sound checkpoint"
+                )
 
     @property
-    def mask_scores(self) -> np.ndarray:
-        """Class score x predicted MaskIoU, float32 [D]: what masks are ranked by (the paper, section 3.1)."""
+    def mask_scores(self) -> npt.NDArray[np.float32]:
+        """Class score times predicted MaskIoU, float32 [D] like the stored column (section 3.1)."""
         return self.class_scores * self.maskious
+
+
+def _check_columns(
+    what: str, image_id: int, rows: int, boxes: npt.NDArray[np.float32], columns: dict[str, Sized]
+) -> None:
+    if boxes.shape != (rows, 4):
+        raise InputError(f"{what} of image {image_id}: boxes have shape {boxes.shape}, expected ({rows}, 4)")
+    for name, column in columns.items():
+        if len(column) != rows:
+            raise InputError(f"{what} of image {image_id}: {name} has {len(column)} entries, expected {rows}")

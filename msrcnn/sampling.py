@@ -43,7 +43,12 @@ class Matches:
 
 
 def match(
-    boxes: Tensor, instances: Tensor, valid: Tensor, positive_iou: float, negative_iou: float, low_quality: bool
+    boxes: Tensor,
+    instances: Tensor,
+    valid: Tensor,
+    positive_iou: float,
+    negative_iou: float,
+    low_quality: bool,
 ) -> Matches:
     """Matches boxes [B, N, 4] (or [1, N, 4]: the same for all) to instances [B, G, 4] of which `valid` [B, G] exist.
 

@@ -37,7 +37,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> Selected
     Returns:
         `config.top_k` slots an image.
     """
-    images, classes, count = scores.shape
+    images, _, count = scores.shape
     scores = scores.clone()
     each = torch.arange(images, device=scores.device)
     picked = []
@@ -51,5 +51,5 @@ def soft_nms(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> Selected
         scores[each, label] = decayed
         scores[each, label, slot] = -1.0  # taken
         picked.append((box, score, label + 1))
-    columns = [torch.stack(column, dim=1) for column in zip(*picked, strict=True)]  # [B, D, ...] each
-    return Selected(*columns, valid=columns[1] > config.score_threshold)
+    chosen, kept, labels = (torch.stack(column, dim=1) for column in zip(*picked, strict=True))  # [B, D, ...] each
+    return Selected(chosen, kept, labels, kept > config.score_threshold)

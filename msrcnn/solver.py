@@ -14,7 +14,7 @@ DECAY = 0.1
 
 
 def learning_rate(config: SolverConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step `step` (from 0): scaled by the batch, linear warm-up, a tenth after each decay epoch."""
+    """The rate of step `step` (from 0): scaled by the batch, linear warm-up, a tenth after each decay epoch."""
     lr = config.lr * config.batch / REFERENCE_BATCH
     lr *= DECAY ** sum(step >= epoch * steps_per_epoch for epoch in config.decay_epochs)
     if step < config.warmup_steps:

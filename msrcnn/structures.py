@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def _to(value: T, device: torch.device | str, non_blocking: bool) -> T:
     """The dataclass with every tensor in it moved, recursively."""
-    moved = {}
+    moved: dict[str, Any] = {}
     for item in dataclasses.fields(value):  # type: ignore[arg-type]
         part = getattr(value, item.name)
         if isinstance(part, Tensor):

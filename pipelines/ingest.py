@@ -144,7 +144,7 @@ class TrainingCollate(ArrowBatchCollateFn):
         self.config = config
         self.seed = seed
 
-    def __call__(self, batch: pa.Table) -> Fed:
+    def __call__(self, batch: pa.Table) -> Fed:  # type: ignore[override]  # Ray takes any object
         truths, epochs = truths_of(batch), batch["epoch"].to_pylist()
         draws = [draw(self.seed, e, t.image_id) for e, t in zip(epochs, truths, strict=True)]
         return Fed(make_batch(batch["image"].to_pylist(), truths, self.config, draws), epochs[0])

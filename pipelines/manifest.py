@@ -110,9 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(folder, meta.name, meta.categories, parts, value["rejected"], value["source"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
-        raise InputError(
-            f"{path}: not a manifest of shards ({reason}); make them again with `msrcnn shard`"
-        ) from error
+        raise InputError(f"{path}: not a manifest of shards ({reason}); make them again with `msrcnn shard`") from error
     _check_parts(folder, parts)
     return manifest
 
@@ -123,9 +121,7 @@ def _check_parts(folder: Path, parts: Sequence[Part]) -> None:
         size = shard.stat().st_size if shard.is_file() else None
         if size != part.bytes:
             found = "missing" if size is None else f"{size} bytes, the manifest says {part.bytes}"
-            raise InputError(
-                f"{shard}: {found}; copy the whole folder again or make it again with `msrcnn shard`"
-            )
+            raise InputError(f"{shard}: {found}; copy the whole folder again or make it again with `msrcnn shard`")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The options of `msrcnn train` and `msrcnn evaluate`. Imports neither torch nor Ray: `--help` must not wait for them."""
+"""The options of `msrcnn train` and `msrcnn evaluate`. Imports neither torch nor Ray: `--help` must not wait."""
 
 from __future__ import annotations
 

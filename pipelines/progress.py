@@ -71,7 +71,7 @@ class Follower:
 
 def duration(seconds: float) -> str:
     """Seconds as people read them: 45 s, 3 min 20 s, 2 h 5 min."""
-    seconds = int(round(seconds))
+    seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
     minutes, seconds = divmod(seconds, 60)

@@ -1,9 +1,9 @@
 """A training's run directory: what was run, its metrics, and the model at the end.
 
-    run.json        settings, data set and MLflow run; written first
-    metrics.jsonl   one line a record, as training reported it
-    epoch-...       checkpoints, kept by Ray Train
-    model.pt        the finished model; its presence means that the training is complete
+run.json        settings, data set and MLflow run; written first
+metrics.jsonl   one line a record, as training reported it
+epoch-...       checkpoints, kept by Ray Train
+model.pt        the finished model; its presence means that the training is complete
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def check_same(folder: Path, record: RunRecord, settings: dict[str, Any]) -> Non
         InputError: naming the fields that differ, old and new.
     """
     if changed := difference(record.settings, settings):
-        raise InputError(f"{folder}: holds a run with other settings ({'; '.join(changed[:4])}"
-                         f"{', ...' if len(changed) > 4 else ''}); choose another --run or the same settings")  # fmt: skip
+        shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
+        raise InputError(
+            f"{folder}: holds a run with other settings ({shown}); choose another --run or the same settings"
+        )
 
 
 def find_model(path: Path) -> tuple[Path, RunRecord | None]:

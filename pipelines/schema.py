@@ -84,11 +84,15 @@ class ShardMeta:
             InputError: the metadata is absent or of another version.
         """
         if not metadata or b"msrcnn.shard" not in metadata:
-            raise InputError(f"{where}: not a shard of msrcnn (its Parquet schema has no 'msrcnn.shard' metadata); "
-                             "make shards with `msrcnn shard`")
+            raise InputError(
+                f"{where}: not a shard of msrcnn (its Parquet schema has no 'msrcnn.shard' metadata); "
+                "make shards with `msrcnn shard`"
+            )
         value = json.loads(metadata[b"msrcnn.shard"])
         if value["version"] != SHARD_VERSION:
-            raise InputError(f"{where}: shard version {value['version']}, this program reads {SHARD_VERSION}; "
-                             "make the shards again with `msrcnn shard`")
+            raise InputError(
+                f"{where}: shard version {value['version']}, this program reads {SHARD_VERSION}; "
+                "make the shards again with `msrcnn shard`"
+            )
         categories = tuple(Category(int(n), int(i), str(s)) for n, i, s in value["categories"])
         return cls(value["name"], categories, value["version"])

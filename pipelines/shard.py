@@ -108,9 +108,7 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
             rejected += set_aside
             if not parts:
                 first = f"{set_aside[0].reason}: {set_aside[0].detail}"
-                raise InputError(
-                    f"{config.annotations}: none of its {len(found)} images can be used (first: {first})"
-                )
+                raise InputError(f"{config.annotations}: none of its {len(found)} images can be used (first: {first})")
             counts = _report_rejected(rejected, out, log)
             source = {
                 "annotations": str(config.annotations.absolute()),
@@ -131,9 +129,7 @@ def _check_folders(out: Path, images: Path) -> None:
     from pipelines.manifest import MANIFEST
 
     if not images.is_dir():
-        raise InputError(
-            f"{images}: no such folder; give --images the folder that the image names start from"
-        )
+        raise InputError(f"{images}: no such folder; give --images the folder that the image names start from")
     if (out / MANIFEST).exists():
         raise InputError(f"{out}: already holds {_held(out)}; choose another --out or delete it")
     if out.exists() and not out.is_dir():

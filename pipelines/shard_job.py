@@ -55,9 +55,7 @@ class Written:
     rejected: tuple[Rejected, ...]
 
 
-def stat_images(
-    records: Sequence[ImageRecord], folder: Path
-) -> tuple[list[tuple[ImageRecord, int]], list[Rejected]]:
+def stat_images(records: Sequence[ImageRecord], folder: Path) -> tuple[list[tuple[ImageRecord, int]], list[Rejected]]:
     """The records whose file exists, each with its size in bytes, and the others as rejected."""
 
     def size(record: ImageRecord) -> int | None:
@@ -78,9 +76,7 @@ def stat_images(
     return found, missing
 
 
-def plan_shards(
-    found: Sequence[tuple[ImageRecord, int]], shard_mb: int, seed: int
-) -> list[list[ImageRecord]]:
+def plan_shards(found: Sequence[tuple[ImageRecord, int]], shard_mb: int, seed: int) -> list[list[ImageRecord]]:
     """Which images go into which shard, in which order: a function of images, size and seed alone.
 
     The images, sorted by id, are shuffled and cut where the running sum of bytes passes equal fractions of
@@ -113,8 +109,7 @@ def write_shard(plan: dict[str, Any], job: WriteJob) -> dict[str, Any]:
     Until the last byte is there the file has another name. Running it twice gives the same file.
     """
     records = [
-        ImageRecord(**{**value, "annotations": tuple(value["annotations"])})
-        for value in json.loads(plan["payload"])
+        ImageRecord(**{**value, "annotations": tuple(value["annotations"])}) for value in json.loads(plan["payload"])
     ]
     rejected: list[Rejected] = []
     path = Path(job.out) / f"shard-{plan['shard']:05d}.parquet"
@@ -134,9 +129,7 @@ def unpack(row: Mapping[str, Any]) -> Written:
     return Written(part, value["images"], tuple(Rejected(**entry) for entry in value["rejected"]))
 
 
-def _rows(
-    records: Iterable[ImageRecord], job: WriteJob, rejected: list[Rejected]
-) -> Iterator[dict[str, Any]]:
+def _rows(records: Iterable[ImageRecord], job: WriteJob, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
     """The good images as shard rows; the others go to `rejected`."""
     numbers = {category.source_id: category.number for category in job.meta.categories}
     for record in records:
@@ -210,9 +203,7 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], job: WriteJob) ->
     return Part(path.name, count, instances, size, checksum)
 
 
-def _groups(
-    first: dict[str, Any], rows: Iterator[dict[str, Any]], limit: int
-) -> Iterator[list[dict[str, Any]]]:
+def _groups(first: dict[str, Any], rows: Iterator[dict[str, Any]], limit: int) -> Iterator[list[dict[str, Any]]]:
     """Lists of at most `limit` rows and about `ROW_GROUP_BYTES`."""
     group, size = [first], len(first["image"])
     for row in rows:

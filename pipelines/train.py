@@ -1,190 +1,35 @@
 """`msrcnn train`: shards stream through Ray Data into Ray Train workers.
 
-The driver prepares the run directory and the MLflow run, starts `train_worker` on each worker, and meanwhile prints
-and stores what rank 0 reports. The worker is an ordinary PyTorch training loop.
+The driver prepares the run directory and the MLflow run, starts `train_loop` on each worker, and meanwhile prints and
+stores what rank 0 reports. The run directory is Ray Train's own, so the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.data
 import ray.train
-import ray.train.torch
-import torch
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from torch import Tensor
 
 from cluster.session import connect
-from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict
-from msrcnn.detector import MaskScoringRCNN
+from msrcnn.config import to_dict
 from msrcnn.errors import InputError
-from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
-from msrcnn.structures import Batch
-from msrcnn.weights import load_model, read_plain, save_model, write_aside
-from pipelines.ingest import Fed, RowGroup, TrainingCollate, row_groups, training_rows
+from pipelines.ingest import RowGroup, row_groups, training_rows
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import TrainConfig
 from pipelines.progress import Follower, Mailbox, duration
 from pipelines.run_directory import METRICS, MODEL, RunRecord, check_same, read_record, write_record
 from pipelines.tracking import Tracker
-
-REPORT_STEPS = 20
-"""Steps between two records; the losses stay on the device until then."""
-PREFETCH = 4
-"""Batches decoded ahead, by as many threads."""
-TRAINING = "training.pt"
-POSITION = "position.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is told."""
-
-    model: ModelConfig
-    solver: SolverConfig
-    data: DataConfig
-    categories: tuple[tuple[int, int, str], ...]
-    steps_per_epoch: int
-    total_steps: int
-    threads: int
-    mailbox: Any
-
-
-# The worker
-
-
-class Meter:
-    """Sums over steps and sends a record to the driver every `REPORT_STEPS` steps; nothing is read off the device between."""
-
-    def __init__(self, job: Job, rank: int, step: int) -> None:
-        self.job, self.rank = job, rank
-        self._reset(step)
-
-    def _reset(self, step: int) -> None:
-        self.first, self.sums, self.waited, self.began = step, {}, 0.0, time.perf_counter()
-
-    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor, waited: float) -> None:
-        """Counts step `step` (from 0)."""
-        self.waited += waited
-        for name, value in {**losses, "total": sum(losses.values()), "gradient_norm": norm}.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-        done = step + 1
-        if done % REPORT_STEPS == 0 or done == self.job.total_steps or done % self.job.steps_per_epoch == 0:
-            self._send(done)
-
-    def _send(self, done: int) -> None:
-        steps, seconds = done - self.first, time.perf_counter() - self.began
-        means = {name: float(value) / steps for name, value in self.sums.items()}
-        bad = sorted(name for name, value in means.items() if not abs(value) < float("inf"))
-        if bad:
-            raise InputError(f"step {done}: {', '.join(bad)} not finite; lower --solver.lr or set --solver.clip-norm")
-        if self.rank == 0:
-            norm = means.pop("gradient_norm")
-            self.job.mailbox.put.remote(
-                {
-                    "step": done,
-                    "epoch": done / self.job.steps_per_epoch,
-                    **{f"loss/{name}": value for name, value in means.items()},
-                    "gradient_norm": norm,
-                    "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
-                    "images_per_second": steps * self.job.solver.batch / seconds,
-                    "data_wait": self.waited / seconds,
-                }
-            )
-        self._reset(done)
-
-
-def save_checkpoint(folder: Path, job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes the model, the optimiser's state and the position of the next step."""
-    save_model(folder / MODEL, model, job.data, job.categories)
-    write_aside(folder / TRAINING, {"optimizer": optimizer.state_dict(), "step": step})
-    (folder / POSITION).write_text(json.dumps({"step": step}))
-
-
-def restore_checkpoint(model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the run's last checkpoint into model and optimiser; gives the next step, 0 if there is none."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        model.load_state_dict(load_model(Path(folder) / MODEL).model.state_dict())
-        state = read_plain(Path(folder) / TRAINING, "a training state")
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-def batches(job: Job, device: torch.device) -> Iterator[Batch]:
-    """This worker's share of every step's images."""
-    shard = ray.train.get_dataset_shard("train")
-    feed: Iterator[Fed] = iter(
-        shard.iter_torch_batches(
-            batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
-            collate_fn=TrainingCollate(job.data, job.solver.seed),
-            prefetch_batches=PREFETCH,
-            drop_last=True,
-        )
-    )
-    for fed in feed:
-        yield fed.batch.to(device, non_blocking=True)
-
-
-def train_worker(job: Job) -> None:
-    """The training loop, run by each worker of the group."""
-    rank = ray.train.get_context().get_world_rank()
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(job.threads)
-    torch.manual_seed(job.solver.seed)
-    model = MaskScoringRCNN(job.model).to(device)
-    optimizer = make_optimizer(model, job.solver)
-    step = restore_checkpoint(model, optimizer)
-    network = ray.train.torch.prepare_model(model, move_to_device=False)
-    network.train()
-
-    feed = batches(job, device)
-    meter = Meter(job, rank, step)
-    limit = job.solver.clip_norm or float("inf")
-    while step < job.total_steps:
-        asked = time.perf_counter()
-        batch = next(feed)
-        waited = time.perf_counter() - asked
-
-        losses = network(batch)
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-        set_learning_rate(optimizer, learning_rate(job.solver, step, job.steps_per_epoch))
-        optimizer.step()
-
-        meter.add(step, losses, norm, waited)
-        step += 1
-        if step % job.steps_per_epoch == 0 or step == job.total_steps:
-            report_checkpoint(job, rank, model, optimizer, step)
-
-
-def report_checkpoint(
-    job: Job, rank: int, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Hands a checkpoint to Ray Train; a barrier for all ranks."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            save_checkpoint(Path(folder), job, model, optimizer, step)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
-
-
-# The driver
+from pipelines.train_loop import POSITION, Job, checkpoint_name, train_loop
 
 
 @dataclass(frozen=True)
@@ -229,7 +74,16 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
     categories = tuple((c.number, c.source_id, c.name) for c in manifest.categories)
     total = steps * config.solver.epochs
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
-    job = Job(model, config.solver, config.data, categories, steps, min(total, config.max_steps or total), threads, None)
+    job = Job(
+        model,
+        config.solver,
+        config.data,
+        categories,
+        steps,
+        min(total, config.max_steps or total),
+        threads,
+        None,
+    )
     settings = {
         "model": to_dict(model),
         "solver": to_dict(config.solver),
@@ -288,9 +142,9 @@ def fit(
     resources = {"GPU": 1, "CPU": 1} if config.gpu else {"CPU": 0.5}
     options = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=replace(job, mailbox=mailbox),
-        scaling_config=ScalingConfig(config.workers, use_gpu=config.gpu, resources_per_worker=resources),
+        train_loop,
+        train_loop_config={"job": replace(job, mailbox=mailbox)},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=run.name, storage_path=str(run.parent), checkpoint_config=CheckpointConfig(num_to_keep=2)
         ),
@@ -335,4 +189,4 @@ def finish(run: Path, job: Job) -> None:
     if step < job.total_steps:
         raise RuntimeError(f"{run}: the last checkpoint is at step {step} of {job.total_steps}")
     with written_aside(run / MODEL) as aside:
-        aside.write_bytes((run / f"step-{step:08d}" / MODEL).read_bytes())
+        aside.write_bytes((run / checkpoint_name(step) / MODEL).read_bytes())

@@ -11,7 +11,8 @@ from PIL import Image
 
 from msrcnn.config import DataConfig
 from msrcnn.errors import InputError
-from msrcnn.masks import crop_rle, pack_crops
+from msrcnn.masks import pack_crops
+from msrcnn.rle import decode_crop
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Targets
 
@@ -60,6 +61,7 @@ def canvases(config: DataConfig) -> list[tuple[int, int]]:
     The short side with four lengths of the long one, lying and standing, and a square for batches that mix both:
     few shapes, so that a GPU's kernels and memory are chosen once.
     """
+
     def up(side: float) -> int:
         return int(-(-side // DIVISOR)) * DIVISOR
 
@@ -76,7 +78,10 @@ def canvas_for(sizes: Sequence[tuple[int, int]], config: DataConfig) -> tuple[in
 
 
 def make_batch(
-    images: Sequence[bytes], truths: Sequence[ImageTruth], config: DataConfig, draws: Sequence[int] | None = None
+    images: Sequence[bytes],
+    truths: Sequence[ImageTruth],
+    config: DataConfig,
+    draws: Sequence[int] | None = None,
 ) -> Batch:
     """Decodes and joins images into a batch.
 
@@ -131,7 +136,5 @@ def make_targets(truths: Sequence[ImageTruth], sizes: Sequence[tuple[int, int]],
             box[:, [0, 2]] = w - box[:, [2, 0]]
         boxes[b, : len(keep)], labels[b, : len(keep)] = box, truth.categories[keep]
         areas[b, : len(keep)] = truth.areas[keep]
-        crops.append([crop_rle(truth.rles[i], truth.height, truth.width) for i in keep])
-    return Targets(
-        torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(areas), pack_crops(crops, slots)
-    )
+        crops.append([decode_crop(truth.rles[i], truth.height) for i in keep])
+    return Targets(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(areas), pack_crops(crops, slots))

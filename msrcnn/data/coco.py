@@ -77,11 +77,7 @@ def read_coco(path: Path) -> CocoDataset:
     rejected: list[Rejected] = []
     images = _read_images(content["images"], rejected)
     if not images:
-        found = (
-            f"none of its {len(content['images'])} image records can be used"
-            if rejected
-            else "it has no images"
-        )
+        found = f"none of its {len(content['images'])} image records can be used" if rejected else "it has no images"
         first = f" (first: {rejected[0].detail})" if rejected else ""
         raise InputError(f"{path}: {found}{first}; give an annotation file with images")
     source_ids = {category.source_id for category in categories}
@@ -93,9 +89,7 @@ def read_coco(path: Path) -> CocoDataset:
     return CocoDataset(categories, records, tuple(rejected))
 
 
-def read_instance(
-    annotation: Mapping[str, Any], height: int, width: int, numbers: Mapping[int, int]
-) -> Instance:
+def read_instance(annotation: Mapping[str, Any], height: int, width: int, numbers: Mapping[int, int]) -> Instance:
     """Converts one annotation of a [height, width] image.
 
     Args:
@@ -130,9 +124,7 @@ def _load_json(path: Path) -> dict[str, list[Any]]:
         what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(f"{path}: {what}; give the path of a COCO annotation file (JSON)") from error
     except ValueError as error:  # also what is no text at all
-        raise InputError(
-            f"{path}: not valid JSON ({error}); it may be truncated: get or write it again"
-        ) from error
+        raise InputError(f"{path}: not valid JSON ({error}); it may be truncated: get or write it again") from error
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: holds a JSON {type(content).__name__}, not a COCO annotation file (an object with "
@@ -154,9 +146,7 @@ def _read_categories(entries: list[Any], path: Path) -> tuple[CocoCategory, ...]
         if not (isinstance(entry, dict) and _is_id(entry.get("id")) and _is_text(entry.get("name"))):
             raise InputError(f"{path}: categories[{index}] needs an integer 'id' and a text 'name'")
         if entry["id"] in names:
-            raise InputError(
-                f"{path}: categories[{index}] repeats id {entry['id']}; give every category its own id"
-            )
+            raise InputError(f"{path}: categories[{index}] repeats id {entry['id']}; give every category its own id")
         names[entry["id"]] = entry["name"]
     return tuple(CocoCategory(source_id, names[source_id]) for source_id in sorted(names))
 
@@ -229,5 +219,5 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether `value` is a text that can be stored: not empty, without the lone surrogates that JSON allows."""
+    """Whether `value` is a text that can be stored: not empty, no lone surrogates (JSON allows them)."""
     return isinstance(value, str) and bool(value) and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -73,17 +73,13 @@ def _checked_counts(segmentation: dict[str, Any], height: int, width: int) -> li
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise AnnotationError(
-            Reason.RLE, f"its size is {size}, the image's is {[height, width]} (height, width)"
-        )
+        raise AnnotationError(Reason.RLE, f"its size is {size}, the image's is {[height, width]} (height, width)")
     if isinstance(counts, str):
         counts = _parse_compressed(counts)
     if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
         raise AnnotationError(Reason.RLE, "'counts' is neither a compressed text nor a list of run lengths")
     if sum(counts) != height * width:
-        raise AnnotationError(
-            Reason.RLE, f"its runs cover {sum(counts)} pixels, the image has {height * width}"
-        )
+        raise AnnotationError(Reason.RLE, f"its runs cover {sum(counts)} pixels, the image has {height * width}")
     runs = [counts[0]]
     joined = False
     for count in counts[1:]:
@@ -107,9 +103,7 @@ def _parse_compressed(text: str) -> list[int]:
     for character in text:
         digit = ord(character) - 48
         if not 0 <= digit < 64:
-            raise AnnotationError(
-                Reason.RLE, f"'counts' has the character {character!r}, which no compressed RLE has"
-            )
+            raise AnnotationError(Reason.RLE, f"'counts' has the character {character!r}, which no compressed RLE has")
         value |= (digit & 31) << shift
         shift += 5
         if digit & 32:  # more digits follow

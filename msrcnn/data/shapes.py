@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,44 +24,13 @@ import pycocotools.mask as coco_mask
 from PIL import Image
 
 from msrcnn.config import require
+from msrcnn.data.shapes_config import SPLITS, ShapesConfig
 from msrcnn.data.shapes_drawing import Instance, draw_scene
 from msrcnn.data.shapes_surfaces import SURFACES
 from msrcnn.errors import InputError
 
-SPLITS = ("train", "val")
 JPEG_QUALITY = 90
 IMAGES_A_WORKER = 50  # a process takes about as long to start as this many images to draw
-
-
-@dataclass(frozen=True)
-class ShapesConfig:
-    """What the data set is; its images are a pure function of this."""
-
-    train: int = 600
-    """images to train on"""
-    val: int = 150
-    """images to validate on"""
-    size: int = 160
-    """pixels of a side; objects scale with it"""
-    classes: int = 3
-    """how many classes of surface"""
-    seed: int = 0
-    """other seed, other images"""
-
-    def __post_init__(self) -> None:
-        limits = {
-            "train": (1, 999_999),
-            "val": (1, 999_999),
-            "size": (64, 2048),
-            "classes": (1, len(SURFACES)),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(
-                whole and low <= value <= high, f"shapes.{name}", value, f"a whole number in {low}..{high}"
-            )
 
 
 def categories(config: ShapesConfig) -> list[dict[str, Any]]:
@@ -150,9 +119,7 @@ def _counts(mask: np.ndarray) -> list[int]:
     return np.diff(np.concatenate([[0], starts, [flat.size]])).tolist()
 
 
-def write_shapes(
-    config: ShapesConfig, folder: Path, progress: Callable[[int, int], None] | None = None
-) -> None:
+def write_shapes(config: ShapesConfig, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Writes the data set: `train/` and `val/` with JPEG images, `annotations/instances_{train,val}.json`.
 
     Args:

@@ -108,9 +108,7 @@ def draw_scene(rng: np.random.Generator, size: int, classes: int) -> tuple[np.nd
     return _finish(rng, canvas.pixels, canvas.scale), _instances(canvas)
 
 
-def _add_object(
-    rng: np.random.Generator, canvas: _Canvas, plan: Plan, cover: tuple[int, float] | None
-) -> bool:
+def _add_object(rng: np.random.Generator, canvas: _Canvas, plan: Plan, cover: tuple[int, float] | None) -> bool:
     """Draws an object over the others; False if there is no place where enough of all of them shows."""
     sprite = draw_sprite(rng, plan)
     place = _find_place(rng, canvas, sprite, plan.length, cover)
@@ -176,10 +174,7 @@ def _add_crowd(rng: np.random.Generator, canvas: _Canvas, classes: int) -> None:
     for _ in range(int(rng.integers(15, 30))):
         plan = Plan(category, category, 0.0, float(rng.uniform(5, 9)) * scale)
         sprite = draw_sprite(rng, plan)
-        x, y = (
-            int(c)
-            for c in np.round(middle + np.clip(rng.normal(size=2), -2, 2) * spread - len(sprite.truth) / 2)
-        )
+        x, y = (int(c) for c in np.round(middle + np.clip(rng.normal(size=2), -2, 2) * spread - len(sprite.truth) / 2))
         canvas.paint(rng, sprite, plan, x, y)
         here, there = canvas.windows(x, y, len(sprite.truth))
         region[here] |= sprite.truth[there]
@@ -205,9 +200,7 @@ def _instances(canvas: _Canvas) -> list[Instance]:
             causes["occlusion"] = covered
         polygon = placed.polygon if covered == 0 else None
         plan = placed.plan
-        instances.append(
-            Instance(plan.category, mask, polygon, placed.iscrowd, placed.family, plan.ambiguity, causes)
-        )
+        instances.append(Instance(plan.category, mask, polygon, placed.iscrowd, placed.family, plan.ambiguity, causes))
     return instances
 
 

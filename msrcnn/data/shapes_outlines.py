@@ -51,9 +51,7 @@ def draw_outline(rng: np.random.Generator, length: float, thin: float | None, ho
     points = np.concatenate(parts)
     low, high = points.min(0), points.max(0)
     middle, scale = (low + high) / 2, length / (high - low).max()
-    return Outline(
-        family, tuple((p - middle) * scale for p in parts), tuple((h - middle) * scale for h in holes)
-    )
+    return Outline(family, tuple((p - middle) * scale for p in parts), tuple((h - middle) * scale for h in holes))
 
 
 def _around(radius: np.ndarray) -> np.ndarray:
@@ -67,9 +65,7 @@ def _smooth_radius(rng: np.random.Generator, points: int, amplitude: float = 0.1
     angle = np.arange(points) * (2 * np.pi / points)
     radius = np.ones(points)
     for frequency in (2, 3, 4):
-        radius += (
-            rng.uniform(0, amplitude) / (frequency - 1) * np.sin(frequency * angle + rng.uniform(0, 6.28))
-        )
+        radius += rng.uniform(0, amplitude) / (frequency - 1) * np.sin(frequency * angle + rng.uniform(0, 6.28))
     return radius
 
 

@@ -86,9 +86,7 @@ def draw_surface(
         float32 [side, side, 3], RGB in 0..255.
     """
     angle, phase = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3, 2)
-    axis = (np.arange(side, dtype=np.float32) - side / 2) * np.float32(
-        2 * np.pi / (period * rng.uniform(0.85, 1.2))
-    )
+    axis = (np.arange(side, dtype=np.float32) - side / 2) * np.float32(2 * np.pi / (period * rng.uniform(0.85, 1.2)))
     x, y = axis[None, :], axis[:, None]
     u = (x * np.cos(angle) + y * np.sin(angle) + phase[0]).astype(np.float32)  # [side, side]
     v = (y * np.cos(angle) - x * np.sin(angle) + phase[1]).astype(np.float32)  # [side, side]
@@ -112,9 +110,7 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     cells = int(rng.integers(3, 7))
     level = rng.uniform(60, 190)
     coarse = level + rng.normal(0, 16, (cells, cells, 1)) + rng.normal(0, 12, (cells, cells, 3))
-    image = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
+    image = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(2, 8))):
         start, step = rng.uniform(0, size, 2), rng.normal(0, 30 * scale, (2, 2))

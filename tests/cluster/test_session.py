@@ -1,15 +1,11 @@
-"""Starting and joining Ray. The tests that start one do it in a process of their own: here it may already run."""
+"""Starting and joining Ray, each in a process of its own: in this one it may already run."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
-
-from cluster.session import PROBE_SECONDS, connect
-from msrcnn.errors import InputError
 
 STARTS_AND_STOPS = """
 import os
@@ -44,6 +40,21 @@ with connect(cluster.address):  # it still runs
 cluster.shutdown()
 """
 
+DOES_NOT_ANSWER = """
+import os, time
+from cluster.session import connect
+from msrcnn.errors import InputError
+os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
+start = time.perf_counter()
+for address in (None, "ray://127.0.0.1:2", "127.0.0.1", "127.0.0.1:no", "127.0.0.1:99999"):
+    try:
+        with connect(address):
+            print("connected")
+    except InputError as error:
+        print(error)
+assert time.perf_counter() - start < 60
+"""
+
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
@@ -64,14 +75,14 @@ def test_a_running_cluster_is_joined_and_left_running() -> None:
     assert result.returncode == 0, result.stderr
 
 
-FAIL_FAST = """
-import os, sys
-from cluster.session import connect
-from msrcnn.errors import InputError
-os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
-try:
-    with connect(sys.argv[1] if len(sys.argv) > 1 else None):
-        pass
-except InputError as error:
-    print(error)
-"""
+def test_an_address_that_does_not_answer_is_told_at_once() -> None:
+    result = run(DOES_NOT_ANSWER)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split("(")[0].split(";")[0].rstrip() for line in lines] == [
+        "Ray address '127.0.0.1:1': no cluster answers there",
+        "Ray address 'ray://127.0.0.1:2': no cluster answers there",
+        "Ray address '127.0.0.1': expected host:port, ray://host:port, auto or local",
+        "Ray address '127.0.0.1:no': expected host:port, ray://host:port, auto or local",
+        "Ray address '127.0.0.1:99999': no cluster answers there",
+    ]

@@ -179,9 +179,7 @@ def test_objects_show_enough_of_themselves(hundred: list[list[dict]]) -> None:
 def test_rings_have_holes_and_some_objects_are_cut_in_two(hundred: list[list[dict]]) -> None:
     whole_rings = [a for a in objects(hundred) if a["outline"] == "ring" and "occlusion" not in a["causes"]]
     # A ring that the image's edge cuts open has no hole.
-    inside = [
-        a for a in whole_rings if min(a["bbox"][:2]) > 0 and max(np.add(a["bbox"][:2], a["bbox"][2:])) < 160
-    ]
+    inside = [a for a in whole_rings if min(a["bbox"][:2]) > 0 and max(np.add(a["bbox"][:2], a["bbox"][2:])) < 160]
     assert len(inside) >= 20
     assert np.mean([has_hole(decode(a, 160)) for a in inside]) > 0.9
     blobs = [a for a in objects(hundred) if a["outline"] in SOLID]
@@ -256,9 +254,7 @@ def test_surface_moves_towards_the_other_class_with_ambiguity() -> None:
     means = [
         np.mean(
             [
-                shapes_surfaces.draw_surface(np.random.default_rng(seed), 64, 7.0, 0, 2, ambiguity).mean(
-                    (0, 1)
-                )
+                shapes_surfaces.draw_surface(np.random.default_rng(seed), 64, 7.0, 0, 2, ambiguity).mean((0, 1))
                 for seed in range(20)
             ],
             axis=0,
@@ -295,9 +291,7 @@ def test_unknown_split_and_index_are_refused() -> None:
 
 def test_occupied_folder_is_refused_and_left_alone(written: Path, tmp_path: Path) -> None:
     before = (written / "annotations/instances_train.json").stat().st_mtime_ns
-    with pytest.raises(
-        InputError, match="already holds this very data set; delete it or choose another folder"
-    ):
+    with pytest.raises(InputError, match="already holds this very data set; delete it or choose another folder"):
         write_shapes(SMALL, written)
     with pytest.raises(InputError, match="is not empty; delete it or choose another folder"):
         write_shapes(ShapesConfig(seed=9), written)

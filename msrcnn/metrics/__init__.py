@@ -1,0 +1,1 @@
+"""The numbers of an evaluation, computed from stored detections and the ground truth."""

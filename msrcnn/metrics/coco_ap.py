@@ -1,0 +1,285 @@
+"""COCO average precision of boxes and of masks under three scores, from parts that merge over workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+from msrcnn.errors import InputError
+from msrcnn.metrics.coco_masks import mask_dicts
+from msrcnn.metrics.maskiou import oracle_scores, true_maskiou
+from msrcnn.rows import ImageDetections, ImageTruth
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's 12 summary numbers in the official order."""
+
+_RANKINGS = (
+    "box",
+    "class",
+    "mask",
+    "oracle",
+)  # one evaluator each: boxes by class score, masks by three scores
+_HEADER = struct.Struct("<6Q")  # byte lengths of what `to_bytes` joins: categories, image ids, four states
+
+
+@dataclass(frozen=True)
+class CategoryAP:
+    """Mask AP of one category; nan where it has no instance in the ground truth."""
+
+    number: int  # contiguous, 1..C
+    name: str
+    by_class: float  # masks ranked by class score
+    by_mask: float  # masks ranked by mask score
+
+
+@dataclass(frozen=True)
+class APReport:
+    """The AP side of an evaluation. Dictionaries hold `METRICS`, as fractions.
+
+    Where the ground truth has nothing in a range COCO prints -1; here it is nan, so that no mean takes it in
+    unseen.
+    """
+
+    box: dict[str, float]  # boxes ranked by class score
+    mask_by_class: dict[str, float]  # as Mask R-CNN ranks
+    mask_by_mask: dict[str, float]  # as Mask Scoring R-CNN ranks
+    mask_by_oracle: dict[str, float]  # Table 7
+    gain: float  # mask AP by mask score minus by class score
+    gain_interval: tuple[float, float]  # 95%, from resampling the images; nan without it or with one image
+    oracle_gap: float  # mask AP by oracle score minus by class score
+    oracle_gap_closed: float  # gain / oracle_gap; nan where the gap is not positive
+    per_category: tuple[CategoryAP, ...]
+
+
+class CocoAP:
+    """Accumulates COCO average precision image by image.
+
+    A worker feeds its own images to `update` and sends `to_bytes`; the driver joins the parts with `merge`
+    and calls `summarise`. The result does not depend on how the images were split nor on the order of the
+    parts. Equal scores are ranked as in pycocotools: by image id, and in an image by the order in which its
+    detections were given, for each of the scores.
+    """
+
+    def __init__(self, categories: Sequence[tuple[int, str]]) -> None:
+        """Takes the contiguous number and the name of every category."""
+        self.categories = tuple((int(number), str(name)) for number, name in categories)
+        self._numbers = np.array([number for number, _ in self.categories], dtype=np.int64)
+        self._image_ids: set[int] = set()
+        listed = [{"id": number, "name": name} for number, name in self.categories]
+        self._evaluators = {
+            ranking: hotcoco.StreamingEval(listed, "bbox" if ranking == "box" else "segm") for ranking in _RANKINGS
+        }
+
+    def update(self, truths: Sequence[ImageTruth], detections: Sequence[ImageDetections]) -> None:
+        """Scores a batch of images.
+
+        Args:
+            truths: every image of the batch, those without instances too.
+            detections: the detections of these images in any order; an image without any may be absent.
+
+        Raises:
+            InputError: an image comes twice, detections have no truth, a category is unknown or a mask does
+                not fit its image. Nothing of the batch has been taken then.
+        """
+        paired = self._pair(truths, detections)
+        images = [{"id": truth.image_id, "height": truth.height, "width": truth.width} for truth in truths]
+        annotations = [row for truth in truths for row in _annotation_dicts(truth)]
+        found: dict[str, list[dict[str, Any]]] = {ranking: [] for ranking in _RANKINGS}
+        for truth, of_image in paired:
+            for ranking, rows in _detection_dicts(truth, of_image).items():
+                found[ranking] += rows
+        for ranking, evaluator in self._evaluators.items():
+            evaluator.update(images, annotations, found[ranking])
+        self._image_ids.update(truth.image_id for truth in truths)
+
+    @classmethod
+    def merge(cls, parts: Iterable[CocoAP]) -> CocoAP:
+        """Joins the parts of an evaluation that was split by image; the parts stay usable.
+
+        Raises:
+            InputError: there is no part, the parts' categories differ, or an image is in two parts.
+        """
+        parts = list(parts)
+        if not parts:
+            raise InputError("nothing to merge: the evaluation has no part; evaluate at least one partition")
+        merged = cls(parts[0].categories)
+        for part in parts:
+            if part.categories != merged.categories:
+                raise InputError(
+                    f"parts of an evaluation have different categories ({len(part.categories)} and "
+                    f"{len(merged.categories)}, or other names); evaluate all images against one data set"
+                )
+            _refuse_repeated(merged._image_ids & part._image_ids)
+            merged._image_ids |= part._image_ids
+        for ranking in _RANKINGS:
+            states = [part._evaluators[ranking] for part in parts]
+            merged._evaluators[ranking] = hotcoco.StreamingEval.merge(states)
+        return merged
+
+    def to_bytes(self) -> bytes:
+        """The state, to be sent to another process: about 140 bytes a detection."""
+        blobs = [
+            json.dumps(self.categories).encode(),
+            np.array(sorted(self._image_ids), dtype=np.int64).tobytes(),
+            *(self._evaluators[ranking].to_bytes() for ranking in _RANKINGS),
+        ]
+        return _HEADER.pack(*(len(blob) for blob in blobs)) + b"".join(blobs)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CocoAP:
+        """Reads back `to_bytes`."""
+        ends = _HEADER.size + np.cumsum(_HEADER.unpack_from(data))
+        starts = [_HEADER.size, *ends[:-1]]
+        categories, image_ids, *states = (data[a:b] for a, b in zip(starts, ends, strict=True))
+        restored = cls([(number, name) for number, name in json.loads(categories)])
+        restored._image_ids = set(np.frombuffer(image_ids, dtype=np.int64).tolist())
+        for ranking, state in zip(_RANKINGS, states, strict=True):
+            restored._evaluators[ranking] = hotcoco.StreamingEval.from_bytes(state)
+        return restored
+
+    def summarise(self, bootstrap: int = 1000, seed: int = 0) -> APReport:
+        """Computes the report; uses the accumulated state up, so call it once, last.
+
+        Args:
+            bootstrap: resamplings of the images for `gain_interval`; 0 leaves it nan. One takes about 0.07 s
+                for 2000 images of 100 detections on two cores, and grows with the images.
+            seed: of the resampling, at least 0.
+
+        Raises:
+            InputError: no image was scored.
+        """
+        if not self._image_ids:
+            raise InputError("nothing to evaluate: no image was scored; check the detections and the data set")
+        # `compare` accumulates by itself and, unlike `summarize`, prints nothing.
+        final = {ranking: evaluator.finalize() for ranking, evaluator in self._evaluators.items()}
+        box = hotcoco.compare(final["box"], final["box"])
+        oracle = hotcoco.compare(final["class"], final["oracle"])
+        # hotcoco seeds resampling i with seed + i: neighbouring seeds would share all but one of them.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        gained = hotcoco.compare(final["class"], final["mask"], bootstrap, spread, confidence=0.95)
+        by_class, by_mask = _metrics(gained["metrics_a"]), _metrics(gained["metrics_b"])
+        by_oracle = _metrics(oracle["metrics_b"])
+        gain, gap = by_mask["AP"] - by_class["AP"], by_oracle["AP"] - by_class["AP"]
+        interval = (float("nan"), float("nan"))
+        if bootstrap > 0 and not np.isnan(gain):
+            interval = _rescaled(gain, gained["ci"]["AP"], len(self._image_ids))
+        return APReport(
+            box=_metrics(box["metrics_a"]),
+            mask_by_class=by_class,
+            mask_by_mask=by_mask,
+            mask_by_oracle=by_oracle,
+            gain=gain,
+            gain_interval=interval,
+            oracle_gap=gap,
+            oracle_gap_closed=gain / gap if gap > 0 else float("nan"),
+            per_category=self._per_category(gained["per_category"]),
+        )
+
+    def _pair(
+        self, truths: Sequence[ImageTruth], detections: Sequence[ImageDetections]
+    ) -> list[tuple[ImageTruth, ImageDetections]]:
+        """The images with detections; refuses what hotcoco would take in silence or partly."""
+        ids, found_ids = [truth.image_id for truth in truths], [found.image_id for found in detections]
+        for listed in (ids, found_ids):
+            twice = {image_id for image_id, count in Counter(listed).items() if count > 1}
+            _refuse_repeated(twice | self._image_ids.intersection(listed))
+        by_id = dict(zip(ids, truths, strict=True))
+        for found in detections:
+            if found.image_id not in by_id:
+                raise InputError(
+                    f"detections of image {found.image_id} have no ground truth; evaluate against the data "
+                    "set that they were made from"
+                )
+        rows: list[ImageTruth | ImageDetections] = [*truths, *detections]
+        for row in rows:
+            unknown = ~np.isin(row.categories, self._numbers)
+            if unknown.any():
+                raise InputError(
+                    f"image {row.image_id}: category {row.categories[unknown][0]} is not one of the data "
+                    f"set's {len(self.categories)}; use a model that was trained for this data set"
+                )
+        return [(by_id[found.image_id], found) for found in detections]
+
+    def _per_category(self, compared: list[dict[str, Any]]) -> tuple[CategoryAP, ...]:
+        values = {row["cat_id"]: (_or_nan(row["ap_a"]), _or_nan(row["ap_b"])) for row in compared}
+        absent = (float("nan"), float("nan"))  # hotcoco leaves out categories without instances
+        return tuple(CategoryAP(number, name, *values.get(number, absent)) for number, name in self.categories)
+
+
+def _annotation_dicts(truth: ImageTruth) -> list[dict[str, Any]]:
+    masks = mask_dicts(truth.image_id, truth.height, truth.width, truth.rles)
+    boxes = _xywh(truth.boxes)
+    return [
+        {
+            "id": int(truth.annotation_ids[i]),
+            "image_id": truth.image_id,
+            "category_id": int(truth.categories[i]),
+            "bbox": boxes[i],
+            "area": float(truth.areas[i]),
+            "iscrowd": int(truth.crowd[i]),
+            "segmentation": masks[i],
+        }
+        for i in range(len(masks))
+    ]
+
+
+def _detection_dicts(truth: ImageTruth, found: ImageDetections) -> dict[str, list[dict[str, Any]]]:
+    """Result rows of an image per ranking; a mask's has no `bbox`, or its area would become the box's."""
+    true = true_maskiou(truth, found)
+    scores = {
+        "class": found.class_scores.tolist(),
+        "mask": found.mask_scores.tolist(),
+        "oracle": oracle_scores(found.class_scores, found.maskious, true).tolist(),
+    }
+    masks = mask_dicts(truth.image_id, truth.height, truth.width, found.rles)
+    common = [{"image_id": truth.image_id, "category_id": int(number)} for number in found.categories]
+    rows: dict[str, list[dict[str, Any]]] = {
+        ranking: [a | {"segmentation": mask, "score": s} for a, mask, s in zip(common, masks, values, strict=True)]
+        for ranking, values in scores.items()
+    }
+    boxes = zip(common, _xywh(found.boxes), scores["class"], strict=True)
+    rows["box"] = [a | {"bbox": box, "score": s} for a, box, s in boxes]
+    return rows
+
+
+def _xywh(boxes: np.ndarray) -> list[list[float]]:
+    exact = boxes.astype(np.float64)  # [n, 4] x0 y0 x1 y1
+    return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1).tolist()  # [n, 4] x y w h
+
+
+def _refuse_repeated(image_ids: set[int]) -> None:
+    if image_ids:
+        raise InputError(
+            f"image {min(image_ids)} was scored twice ({len(image_ids)} such images); give every image "
+            "once, in one partition"
+        )
+
+
+def _rescaled(gain: float, ci: dict[str, float], images: int) -> tuple[float, float]:
+    """Widens hotcoco's interval to a bootstrap's.
+
+    hotcoco (1.3) draws images with replacement, but counts a repeated one once. That is subsampling without
+    replacement of a fraction f = 1 - (1 - 1/n)^n, whose spread is sqrt((1 - f) / f), about 0.76, of a
+    bootstrap's: taken as it is, the interval would cover 86% instead of 95%.
+    """
+    if images < 2:
+        return (float("nan"), float("nan"))
+    kept = 1 - (1 - 1 / images) ** images
+    scale = math.sqrt(kept / (1 - kept))
+    return (gain + scale * (ci["lower"] - gain), gain + scale * (ci["upper"] - gain))
+
+
+def _metrics(values: dict[str, float]) -> dict[str, float]:
+    return {name: _or_nan(values[name]) for name in METRICS}
+
+
+def _or_nan(value: float) -> float:
+    return float("nan") if value == -1 else float(value)

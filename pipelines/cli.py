@@ -1,0 +1,167 @@
+"""The command line: one verb a stage, its dataclass as options. Answers `--help` without importing torch or Ray."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msrcnn import __version__
+from msrcnn.config import find_preset
+from msrcnn.data.shapes_config import ShapesConfig
+from msrcnn.errors import InputError
+
+INTERRUPTED = 130
+PRESET = "r18-fpn"
+
+
+@dataclass(frozen=True)
+class ShapesCommand(ShapesConfig):
+    """Write the built-in data set: seeded images of shapes with COCO annotations."""
+
+    out: Path = Path("shapes")
+    """folder to make: train/, val/ and annotations/"""
+
+
+def run_shapes(config: ShapesCommand) -> None:
+    """`msrcnn shapes`."""
+    from msrcnn.data.shapes import write_shapes
+
+    fields = {name: getattr(config, name) for name in ShapesConfig.__dataclass_fields__}
+    write_shapes(ShapesConfig(**fields), config.out)
+    print(f"{config.out}: {config.train} training and {config.val} validation images of {config.size} pixels")
+
+
+def run_shard(config: Any) -> None:
+    """`msrcnn shard`."""
+    from pipelines.shard import shard
+
+    report = shard(config)
+    print(f"{report.out}: {report.rows} images, {report.instances} instances in {report.shards} shards, "
+          f"{report.bytes / 1e6:.1f} MB, {report.seconds:.0f} s")  # fmt: skip
+
+
+def run_train(config: Any) -> None:
+    """`msrcnn train`."""
+    from pipelines.train import train
+
+    train(config)
+
+
+def run_evaluate(config: Any) -> None:
+    """`msrcnn evaluate`."""
+    from pipelines.evaluate import evaluate
+
+    evaluate(config)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: one line about it, its options, what runs it."""
+
+    about: str
+    options: Callable[[], type]
+    run: Callable[[Any], None]
+
+
+def _shard_options() -> type:
+    from pipelines.shard import ShardConfig
+
+    return ShardConfig
+
+
+def _train_options() -> type:
+    from pipelines.options import TrainConfig
+
+    return TrainConfig
+
+
+def _evaluate_options() -> type:
+    from pipelines.options import EvaluateConfig
+
+    return EvaluateConfig
+
+
+VERBS = {
+    "shapes": Verb("write the built-in data set, in COCO format", lambda: ShapesCommand, run_shapes),
+    "shard": Verb("turn COCO annotations and images into Parquet shards", _shard_options, run_shard),
+    "train": Verb("train on shards; the same command again goes on where it stopped", _train_options, run_train),
+    "evaluate": Verb("detect on shards, store the detections, compute every number", _evaluate_options, run_evaluate),
+}
+
+
+def usage() -> str:
+    """What `msrcnn --help` prints."""
+    lines = [f"  {name:<10} {verb.about}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: msrcnn [--debug] VERB [OPTIONS]",
+            "",
+            "Mask Scoring R-CNN as a distributed pipeline on Ray.",
+            "",
+            *lines,
+            "",
+            "msrcnn VERB --help shows its options. --debug shows tracebacks. --version shows the version.",
+        ]
+    )
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """The options of a verb as its dataclass.
+
+    Raises:
+        InputError: a value is not accepted, or the preset is unknown.
+    """
+    import tyro
+
+    options = VERBS[name].options()
+    defaults = {}
+    if name == "train":
+        preset = find_preset(_value_of("--preset", arguments, PRESET))
+        parts = {"model": preset.model, "solver": preset.solver, "data": preset.data}
+        defaults["default"] = options(shards=tyro.MISSING, run=tyro.MISSING, **parts)
+    return tyro.cli(
+        options,
+        prog=f"msrcnn {name}",
+        args=list(arguments),
+        config=(tyro.conf.FlagConversionOff,),
+        **defaults,
+    )
+
+
+def _value_of(option: str, arguments: Sequence[str], default: str) -> str:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return default
+
+
+def main() -> None:
+    """Entry point: exit code 0, 2 for input that cannot be used, 130 when interrupted."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    try:
+        if arguments[0] not in VERBS:
+            raise InputError(f"'{arguments[0]}' is not a command; there are {', '.join(VERBS)}")
+        VERBS[arguments[0]].run(parse(arguments[0], arguments[1:]))
+    except InputError as error:
+        if debug:
+            raise
+        print(f"msrcnn: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("msrcnn: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

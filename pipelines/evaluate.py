@@ -1,0 +1,106 @@
+"""`msrcnn evaluate`: one pass of the network writes detection rows; every number is computed from them.
+
+OUT/detections/*.parquet   one row a detection (`pipelines.schema.DETECTION_ROW`)
+OUT/summary.json           every number, and what it was computed from; written last
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.session import connect
+from msrcnn.errors import InputError
+from msrcnn.weights import load_model
+from pipelines.inference import infer, store
+from pipelines.ingest import evaluation_rows, row_groups
+from pipelines.manifest import Manifest, read_manifest, written_aside
+from pipelines.options import EvaluateConfig
+from pipelines.progress import duration
+from pipelines.run_directory import find_model
+from pipelines.scoring import Summary, read_detections, score, summary_metrics
+from pipelines.summary_table import summary_lines
+from pipelines.tracking import Tracker
+
+DETECTIONS = "detections"
+SUMMARY = "summary.json"
+
+
+def plain(value: Any) -> Any:
+    """A summary as JSON takes it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_output(out: Path) -> None:
+    """Raises InputError where `out` holds something that is not ours to replace, or a finished evaluation."""
+    if (out / SUMMARY).exists():
+        raise InputError(f"{out}: already holds an evaluation; choose another --out or delete it")
+    if out.exists() and any(p.name != DETECTIONS and not p.name.startswith(".") for p in out.iterdir()):
+        raise InputError(f"{out}: is not empty; choose another --out")
+
+
+def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summary:
+    """Detects, stores, scores, logs.
+
+    Raises:
+        InputError: model, shards or output folder cannot be used, or model and shards have different categories.
+    """
+    began = time.monotonic()
+    out = config.out.absolute()
+    check_output(out)
+    manifest = read_manifest(config.shards)
+    weights, record = find_model(config.model)
+    known = [name for _, _, name in load_model(weights).categories]
+    asked = [c.name for c in manifest.categories]
+    if known != asked:
+        wrong = next((f"{a!r} where the shards have {b!r}" for a, b in zip(known, asked, strict=False) if a != b),
+                     f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
+        raise InputError(f"{weights}: its categories are not those of {config.shards} ({wrong}); "
+                         "use a model that was trained for this data set")  # fmt: skip
+    address = config.tracking or (record.mlflow_address if record else None)
+    tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, f"evaluate {out.name}")
+    try:
+        detect(config, manifest, weights, out, log)
+        summary = score(manifest, read_detections(out / DETECTIONS), config.bootstrap, config.seed)
+        with written_aside(out / SUMMARY) as aside:
+            value = {"model": str(weights), "shards": manifest.fingerprint, **plain(asdict(summary))}
+            aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        tracker.metrics(summary_metrics(summary))
+        tracker.artifact(out / SUMMARY, f"evaluation-{manifest.name}")
+    except BaseException:
+        tracker.close("FINISHED" if record else "FAILED")  # the training that the run belongs to did not fail
+        raise
+    tracker.close()
+    for line in summary_lines(summary):
+        log(line)
+    log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")
+    return summary
+
+
+def detect(config: EvaluateConfig, manifest: Manifest, weights: Path, out: Path, log: Callable[[str], None]) -> None:
+    """Runs the inference stage into `out`/detections, whole or not at all."""
+    log(f"detecting on {manifest.name}: {manifest.rows} images")
+    aside = out / f".{DETECTIONS}"
+    for folder in (aside, out / DETECTIONS):  # of an evaluation that did not end
+        shutil.rmtree(folder, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with connect(config.address):
+        rows = infer(
+            evaluation_rows(row_groups(manifest)), weights.read_bytes(), batch=config.batch,
+            actors=config.actors, gpu=config.gpu,
+        )  # fmt: skip
+        began = time.monotonic()
+        store(rows, aside)
+    aside.rename(out / DETECTIONS)
+    seconds = time.monotonic() - began
+    log(f"detected in {duration(seconds)}, {manifest.rows / seconds:.1f} images/s, start of the processes included")

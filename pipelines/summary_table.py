@@ -1,0 +1,56 @@
+"""An evaluation as people read it: one table, then the correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from msrcnn.metrics.coco_ap import METRICS
+from pipelines.scoring import Summary
+
+WIDTH = 110
+
+
+def percent(value: float) -> str:
+    """A fraction as percent with one decimal, `-` where there is none."""
+    return "-" if value != value else f"{100 * value:.1f}"
+
+
+def summary_lines(summary: Summary) -> Iterable[str]:
+    """The lines to print."""
+    ap, images = summary.ap, summary.images
+    table = Table(title=f"{summary.dataset}: {images.total} images, {summary.detections} detections", width=WIDTH)
+    table.add_column("ranked by")
+    for name in METRICS:
+        table.add_column(name, justify="right")
+    rows = (
+        ("boxes, class score", ap.box),
+        ("masks, class score", ap.mask_by_class),
+        ("masks, mask score", ap.mask_by_mask),
+        ("masks, oracle", ap.mask_by_oracle),
+    )
+    for title, values in rows:
+        table.add_row(title, *(percent(values[name]) for name in METRICS))
+    console = Console(width=WIDTH, record=True, quiet=True)
+    with console.capture() as captured:
+        console.quiet = False
+        console.print(table)
+    yield captured.get().rstrip()
+    low, high = ap.gain_interval
+    yield (
+        f"gain by mask score {100 * ap.gain:+.1f} AP, 95% interval {100 * low:+.1f} to {100 * high:+.1f} "
+        f"(bootstrap over images); oracle gap {100 * ap.oracle_gap:.1f} AP, closed {ap.oracle_gap_closed:.2f}"
+    )
+    for title, part in (
+        ("all detections", summary.maskiou.all_detections),
+        ("matched detections (IoU >= 0.5)", summary.maskiou.matched),
+    ):
+        yield (
+            f"correlation with the true MaskIoU over {part.count} {title}: predicted MaskIoU "
+            f"{part.maskiou_pearson:.3f}, class score {part.class_pearson:.3f} "
+            f"(Spearman {part.maskiou_spearman:.3f}, {part.class_spearman:.3f})"
+        )
+    if images.without_detections or images.failed:
+        yield f"images without a detection: {images.without_detections}; images that failed: {images.failed}"

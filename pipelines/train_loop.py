@@ -1,0 +1,178 @@
+"""What each training worker runs: an ordinary PyTorch loop over the images that Ray Data streams to it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
+from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
+from msrcnn.structures import Batch
+from msrcnn.weights import load_model, read_plain, save_model, write_aside
+from pipelines.ingest import Fed, TrainingCollate
+from pipelines.run_directory import MODEL
+
+REPORT_STEPS = 20
+"""Steps between two records; the losses stay on the device until then."""
+PREFETCH = 4
+"""Batches decoded ahead, by as many threads."""
+TRAINING = "training.pt"
+POSITION = "position.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told."""
+
+    model: ModelConfig
+    solver: SolverConfig
+    data: DataConfig
+    categories: tuple[tuple[int, int, str], ...]
+    steps_per_epoch: int
+    total_steps: int
+    threads: int
+    mailbox: Any
+
+
+def total_of(losses: dict[str, Tensor]) -> Tensor:
+    """What is minimised: the sum of the losses."""
+    return torch.stack(list(losses.values())).sum()
+
+
+class Meter:
+    """Sums on the device and reads it, for a record to the driver, only every `REPORT_STEPS` steps."""
+
+    def __init__(self, job: Job, rank: int, step: int) -> None:
+        self.job, self.rank = job, rank
+        self._reset(step)
+
+    def _reset(self, step: int) -> None:
+        self.first, self.waited, self.began = step, 0.0, time.perf_counter()
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor, waited: float) -> None:
+        """Counts step `step` (from 0)."""
+        self.waited += waited
+        for name, value in {**losses, "total": total_of(losses), "gradient_norm": norm}.items():
+            self.sums[name] = value.detach() + self.sums.get(name, 0)
+        done = step + 1
+        if done % REPORT_STEPS == 0 or done == self.job.total_steps or done % self.job.steps_per_epoch == 0:
+            self._send(done)
+
+    def _send(self, done: int) -> None:
+        steps, seconds = done - self.first, time.perf_counter() - self.began
+        means = {name: float(value) / steps for name, value in self.sums.items()}
+        bad = sorted(name for name, value in means.items() if not abs(value) < float("inf"))
+        if bad:
+            raise InputError(f"step {done}: {', '.join(bad)} not finite; lower --solver.lr or set --solver.clip-norm")
+        if self.rank == 0:
+            norm = means.pop("gradient_norm")
+            self.job.mailbox.put.remote(
+                {
+                    "step": done,
+                    "epoch": done / self.job.steps_per_epoch,
+                    **{f"loss/{name}": value for name, value in means.items()},
+                    "gradient_norm": norm,
+                    "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
+                    "images_per_second": steps * self.job.solver.batch / seconds,
+                    "data_wait": self.waited / seconds,
+                }
+            )
+        self._reset(done)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder, in the run directory, of the checkpoint taken after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    folder: Path, job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Writes the model, the optimiser's state and the position of the next step."""
+    save_model(folder / MODEL, model, job.data, job.categories)
+    write_aside(folder / TRAINING, {"optimizer": optimizer.state_dict(), "step": step})
+    (folder / POSITION).write_text(json.dumps({"step": step}))
+
+
+def restore_checkpoint(model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
+    """Loads the run's last checkpoint into model and optimiser; gives the next step, 0 if there is none."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        model.load_state_dict(load_model(Path(folder) / MODEL).model.state_dict())
+        state = read_plain(Path(folder) / TRAINING, "a training state")
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def batches(job: Job, device: torch.device) -> Iterator[Batch]:
+    """This worker's share of every step's images."""
+    shard = ray.train.get_dataset_shard("train")
+    feed: Iterator[Fed] = iter(
+        shard.iter_torch_batches(
+            batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
+            collate_fn=TrainingCollate(job.data, job.solver.seed),
+            prefetch_batches=PREFETCH,
+            drop_last=True,
+        )
+    )
+    for fed in feed:
+        yield fed.batch.to(device, non_blocking=True)
+
+
+def train_loop(config: dict[str, Job]) -> None:
+    """The training loop, run by each worker of the group; `config["job"]` is what Ray Train hands it."""
+    job = config["job"]
+    rank = ray.train.get_context().get_world_rank()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.solver.seed)
+    model = MaskScoringRCNN(job.model).to(device)
+    optimizer = make_optimizer(model, job.solver)
+    step = restore_checkpoint(model, optimizer)
+    network = ray.train.torch.prepare_model(model, move_to_device=False)
+    network.train()
+
+    feed = batches(job, device)
+    meter = Meter(job, rank, step)
+    limit = job.solver.clip_norm or float("inf")
+    while step < job.total_steps:
+        asked = time.perf_counter()
+        batch = next(feed)
+        waited = time.perf_counter() - asked
+
+        losses = network(batch)
+        optimizer.zero_grad(set_to_none=True)
+        total_of(losses).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        set_learning_rate(optimizer, learning_rate(job.solver, step, job.steps_per_epoch))
+        optimizer.step()
+
+        meter.add(step, losses, norm, waited)
+        step += 1
+        if step % job.steps_per_epoch == 0 or step == job.total_steps:
+            report_checkpoint(job, rank, model, optimizer, step)
+
+
+def report_checkpoint(job: Job, rank: int, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Hands a checkpoint to Ray Train; a barrier for all ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            save_checkpoint(Path(folder), job, model, optimizer, step)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step))

@@ -1,0 +1,153 @@
+"""True MaskIoU against pixels, coefficients against numpy and plain counting, bins by hand."""
+
+from dataclasses import replace
+from math import isnan
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from msrcnn.errors import InputError
+from msrcnn.metrics.maskiou import maskiou_stats, oracle_scores, score_bins, true_maskiou
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_true_maskiou_is_the_best_iou_of_the_pixels(make_scene, seed):
+    scene = make_scene(7, np.random.default_rng(seed), instances=8, detections=25, classes=3)
+    expected = np.zeros(25)
+    for d, mask in enumerate(scene.detection_masks):
+        for g, instance in enumerate(scene.truth_masks):
+            same = scene.truth.categories[g] == scene.detections.categories[d]
+            if same and not scene.truth.crowd[g]:
+                iou = (mask & instance).sum() / (mask | instance).sum()
+                expected[d] = max(expected[d], iou)
+    found = true_maskiou(scene.truth, scene.detections)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.float64
+    assert (expected > 0.5).sum() >= 5
+
+
+def test_only_instances_of_the_class_that_are_no_crowd_count(make_scene):
+    scene = make_scene(1, np.random.default_rng(0), instances=1, detections=2, classes=1)
+    perfect = replace(scene.detections, rles=scene.truth.rles * 2, categories=np.array([1, 2], np.int32))
+    single = replace(scene.truth, crowd=np.array([False]))
+    np.testing.assert_array_equal(true_maskiou(single, perfect), [1, 0])
+    np.testing.assert_array_equal(true_maskiou(replace(single, crowd=np.array([True])), perfect), [0, 0])
+
+
+def test_several_detections_share_an_instance(make_scene):
+    scene = make_scene(1, np.random.default_rng(0), instances=1, detections=3, classes=1)
+    truth = replace(scene.truth, crowd=np.array([False]))
+    copies = replace(scene.detections, rles=truth.rles * 3, categories=np.ones(3, np.int32))
+    np.testing.assert_array_equal(true_maskiou(truth, copies), [1, 1, 1])
+
+
+@pytest.mark.parametrize(("instances", "detections"), [(0, 5), (5, 0), (0, 0)])
+def test_no_instance_or_no_detection(make_scene, instances, detections):
+    scene = make_scene(1, np.random.default_rng(0), instances, detections, classes=2)
+    np.testing.assert_array_equal(true_maskiou(scene.truth, scene.detections), np.zeros(detections))
+
+
+def test_a_mask_larger_than_the_image_is_refused(make_scene):
+    scene = make_scene(12, np.random.default_rng(0), instances=1, detections=1, classes=1)
+    larger = coco_mask.encode(np.ones((400, 400), np.uint8, order="F"))["counts"]
+    with pytest.raises(InputError, match="image 12: a mask does not fit 150x180 pixels"):
+        true_maskiou(scene.truth, replace(scene.detections, rles=[larger]))
+
+
+def test_cut_off_counts_end_instead_of_hanging(make_scene):
+    """pycocotools' IoU loops for ever on these; the missing rest is background."""
+    scene = make_scene(1, np.random.default_rng(0), instances=1, detections=1, classes=1)
+    truth = replace(scene.truth, crowd=np.array([False]))
+    cut = replace(scene.detections, rles=[b"11"])  # one pixel of background, one of mask
+    pixel = np.zeros_like(scene.truth_masks[0])
+    pixel[1, 0] = True
+    expected = (pixel & scene.truth_masks[0]).sum() / (pixel | scene.truth_masks[0]).sum()
+    assert true_maskiou(truth, cut) == [expected]
+
+
+def test_images_are_not_mixed_up(make_scene):
+    one, two = (make_scene(i, np.random.default_rng(0), 1, 1, 1) for i in (1, 2))
+    with pytest.raises(InputError, match="truth of image 1 came with detections of image 2"):
+        true_maskiou(one.truth, two.detections)
+
+
+def test_the_oracle_is_no_upper_bound():
+    """The counter-example: a false positive keeps its prediction and passes a true positive."""
+    class_scores, predicted = np.array([0.8, 0.9], np.float32), np.array([0.9, 0.95], np.float32)
+    true = np.array([0.0, 0.6])
+    scores = oracle_scores(class_scores, predicted, true)
+    np.testing.assert_allclose(scores, [0.72, 0.54], rtol=1e-6)
+    by_mask_score = class_scores * predicted
+    assert by_mask_score[1] > by_mask_score[0]  # ranked rightly by prediction, wrongly by the oracle
+    assert scores[0] > scores[1]
+
+
+def _counted_ranks(values):
+    """An average rank by its definition: all smaller ones, and half of the other equal ones."""
+    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+
+@pytest.mark.parametrize("levels", [6, 10**6])
+def test_coefficients_equal_numpy(levels):
+    rng = np.random.default_rng(levels)
+    true = rng.integers(0, levels, 400) / levels
+    predicted = np.clip(true + rng.normal(0, 0.2, 400), 0, 1)  # clipping makes ties at 0 and 1
+    class_scores = rng.integers(1, levels, 400) / levels
+    stats = maskiou_stats(predicted, class_scores, true)
+    for found, kept in ((stats.all_detections, true >= 0), (stats.matched, true >= 0.5)):
+        p, c, t = predicted[kept], class_scores[kept], true[kept]
+        ranks = _counted_ranks(t)
+        assert found.count == kept.sum()
+        assert found.maskiou_pearson == pytest.approx(np.corrcoef(p, t)[0, 1], abs=1e-12)
+        assert found.class_pearson == pytest.approx(np.corrcoef(c, t)[0, 1], abs=1e-12)
+        assert found.mask_score_pearson == pytest.approx(np.corrcoef(c * p, t)[0, 1], abs=1e-12)
+        assert found.maskiou_spearman == pytest.approx(np.corrcoef(_counted_ranks(p), ranks)[0, 1], abs=1e-12)
+        assert found.class_spearman == pytest.approx(np.corrcoef(_counted_ranks(c), ranks)[0, 1], abs=1e-12)
+        assert found.mean_absolute_error == pytest.approx(np.mean([abs(a - b) for a, b in zip(p, t, strict=True)]))
+    assert stats.all_detections.count > stats.matched.count > 0
+
+
+def test_spearman_sees_only_the_order():
+    true = np.array([0.1, 0.2, 0.3, 0.9])
+    found = maskiou_stats(true**5, -np.exp(true), true).all_detections
+    assert found.maskiou_spearman == pytest.approx(1)
+    assert found.class_spearman == pytest.approx(-1)
+    assert found.maskiou_pearson < 0.999
+
+
+def test_matched_begins_at_one_half():
+    true = np.array([0.49, 0.5, 0.7])
+    assert maskiou_stats(true, true, true).matched.count == 2
+
+
+@pytest.mark.parametrize("predicted", [[], [0.5], [0.1] * 7])
+def test_degenerate_columns_have_no_coefficient(predicted):
+    n = len(predicted)
+    found = maskiou_stats(np.array(predicted), np.linspace(0.1, 0.9, n), np.linspace(0, 1, n)).all_detections
+    assert found.count == n
+    assert isnan(found.maskiou_pearson)
+    assert isnan(found.maskiou_spearman)
+    assert isnan(found.class_pearson) == (n < 2)
+    assert isnan(found.mean_absolute_error) == (n == 0)
+
+
+def test_bins_by_hand():
+    # true, class, predicted: at an edge; two in a bin; at 1; then three that are left out
+    rows = [
+        (0.60, 0.60, 0.5),
+        (0.95, 0.80, 1.0),
+        (0.91, 0.60, 0.5),
+        (1.00, 1.00, 0.9),
+        (0.50, 0.90, 0.9),
+        (0.85, 0.50, 0.9),
+        (0.30, 0.90, 0.9),
+    ]
+    true, class_scores, predicted = np.array(rows).T
+    bins = score_bins(predicted, class_scores, true)
+    assert [(b.low, b.high) for b in bins] == [(0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 1.0)]
+    assert [b.count for b in bins] == [0, 1, 0, 0, 3]
+    assert isnan(bins[0].class_score)
+    assert isnan(bins[0].mask_score)
+    assert (bins[1].class_score, bins[1].mask_score) == pytest.approx((0.6, 0.3))
+    assert (bins[4].class_score, bins[4].mask_score) == pytest.approx((0.8, (0.8 + 0.3 + 0.9) / 3))
