@@ -15,15 +15,18 @@ PROBE_SECONDS = 5.0
 
 
 @contextmanager
-def connect(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+def connect(address: str | None = None, cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """Joins or starts Ray; on leaving, shuts down what it started and leaves what it joined running.
 
     In this order: a Ray that this process has already initialised is used as it is; `address`, or else the
     environment variable RAY_ADDRESS (set inside a submitted Ray job), joins that cluster; otherwise a local
-    Ray starts without dashboard. One that somebody else left running here is never joined by accident.
+    Ray starts. One that somebody else left running here is never joined by accident. What Ray's processes print
+    stays in their own logs.
 
     Args:
         address: a running cluster: `host:port`, `ray://host:port` or `auto`; `local` starts one of our own.
+        dashboard: whether a local Ray starts its dashboard and with it the State API, by which Ray Train sees
+            that its controller died; it takes a few seconds more.
         cpus: how many CPUs a local Ray offers (default: all); a joined cluster has its own.
 
     Raises:
@@ -42,7 +45,13 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     if address == "local":
         # Newer Ray asks for a token by default; a Ray that only this process uses needs none.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
     else:
         _join(address)
     try:
@@ -58,7 +67,7 @@ def _join(address: str) -> None:
 
     _probe(address)
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
@@ -87,7 +96,9 @@ def _quieten_ray_data() -> None:
     """The stages print their own progress: no bars, no plan of every execution; warnings still show."""
     import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []  # advice on memory requests, for pipelines with fixed plans
     # It warns once that the bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:

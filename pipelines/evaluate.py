@@ -19,10 +19,10 @@ from cluster.session import connect
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
 from pipelines.inference import infer, store
-from pipelines.ingest import evaluation_rows, row_groups
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import EvaluateConfig
 from pipelines.progress import duration
+from pipelines.reading import evaluation_rows, row_groups
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, read_detections, score, summary_metrics
 from pipelines.summary_table import summary_lines
@@ -95,9 +95,10 @@ def detect(config: EvaluateConfig, manifest: Manifest, weights: Path, out: Path,
         shutil.rmtree(folder, ignore_errors=True)
     aside.mkdir(parents=True)
     with connect(config.address):
+        groups = row_groups(manifest)
         rows = infer(
-            evaluation_rows(row_groups(manifest)), weights.read_bytes(), batch=config.batch,
-            actors=config.actors, gpu=config.gpu,
+            evaluation_rows(groups), weights.absolute(), batch=config.batch,
+            actors=config.actors or len(groups), gpu=config.gpu,
         )  # fmt: skip
         began = time.monotonic()
         store(rows, aside)

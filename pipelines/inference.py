@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +51,10 @@ def detection_rows(batch: Batch, found: Detections, images: list[ImageTruth]) ->
 class Detector:
     """One inference process: a table of shard rows in, a table of detection rows out."""
 
-    def __init__(self, weights: bytes, gpu: bool, threads: int) -> None:
+    def __init__(self, weights: str, gpu: bool, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if gpu else "cpu")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.pt"
-            path.write_bytes(weights)
-            checkpoint = load_model(path)
+        checkpoint = load_model(Path(weights))
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -90,27 +86,27 @@ class Detector:
         return detection_rows(batch, found, truths)
 
 
-def infer(rows: ray.data.Dataset, weights: bytes, *, batch: int, actors: int, gpu: bool) -> ray.data.Dataset:
+def infer(rows: ray.data.Dataset, weights: Path, *, batch: int, actors: int, gpu: bool) -> ray.data.Dataset:
     """The detection rows of a data set of shard rows.
 
     Args:
         rows: shard rows.
-        weights: the bytes of a model file; sent once, so that workers need not see the file.
+        weights: a model file that every node sees.
         batch: images a step.
-        actors: inference processes; 0 is one a GPU or CPU of the cluster.
+        actors: inference processes, but no more than the cluster has GPUs or CPUs.
         gpu: one GPU each.
     """
     resources = ray.cluster_resources()
     available = int(resources.get("GPU" if gpu else "CPU", 0))
     if gpu and available == 0:
         raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
-    actors = actors or max(1, available)
+    actors = max(1, min(actors, available))
     # On CPUs, as many threads as keep all cores of a node busy when fewer processes than cores were asked for.
     threads = 1 if gpu else max(1, available // actors)
     share = {"num_gpus": 1, "num_cpus": 1} if gpu else {"num_cpus": ACTOR_CPUS * threads}
     return rows.map_batches(
         Detector,
-        fn_constructor_kwargs={"weights": ray.put(weights), "gpu": gpu, "threads": threads},
+        fn_constructor_kwargs={"weights": str(weights), "gpu": gpu, "threads": threads},
         compute=ray.data.ActorPoolStrategy(size=actors),
         batch_size=batch,
         batch_format="pyarrow",

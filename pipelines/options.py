@@ -57,7 +57,7 @@ class EvaluateConfig:
     batch: int = 8
     """images a step of the network"""
     actors: int = 0
-    """inference processes; 0: one a GPU with --gpu, else one a CPU of the cluster"""
+    """inference processes, at most one a GPU (with --gpu) or CPU of the cluster; 0: as many as can be used"""
     gpu: bool = False
     """one GPU an inference process"""
     bootstrap: int = 1000

@@ -23,10 +23,10 @@ from ray.train.torch import TorchTrainer
 from cluster.session import connect
 from msrcnn.config import to_dict
 from msrcnn.errors import InputError
-from pipelines.ingest import RowGroup, row_groups, training_rows
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import TrainConfig
 from pipelines.progress import Follower, Mailbox, duration
+from pipelines.reading import RowGroup, row_groups, training_rows
 from pipelines.run_directory import METRICS, MODEL, RunRecord, check_same, read_record, write_record
 from pipelines.tracking import Tracker
 from pipelines.train_loop import POSITION, Job, checkpoint_name, train_loop
@@ -119,7 +119,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
     log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
         f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
     try:
-        with connect(config.address):
+        with connect(config.address, dashboard=True):
             fit(config, job, manifest, run, tracker, log)
         finish(run, job)
         tracker.artifact(run / MODEL, "model")

@@ -56,15 +56,22 @@ class Meter:
 
     def __init__(self, job: Job, rank: int, step: int) -> None:
         self.job, self.rank = job, rank
-        self._reset(step)
+        self._reset(step, None)
 
-    def _reset(self, step: int) -> None:
-        self.first, self.waited, self.began = step, 0.0, time.perf_counter()
+    def _reset(self, step: int, now: float | None) -> None:
+        self.first, self.waited, self.began = step, 0.0, now
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor, waited: float) -> None:
+    def arrived(self, asked: float) -> None:
+        """Counts the time since `asked` as waiting for a batch; the first one's is the start of the pipeline."""
+        now = time.perf_counter()
+        if self.began is None:
+            self.began = now
+        else:
+            self.waited += now - asked
+
+    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
         """Counts step `step` (from 0)."""
-        self.waited += waited
         for name, value in {**losses, "total": total_of(losses), "gradient_norm": norm}.items():
             self.sums[name] = value.detach() + self.sums.get(name, 0)
         done = step + 1
@@ -72,7 +79,7 @@ class Meter:
             self._send(done)
 
     def _send(self, done: int) -> None:
-        steps, seconds = done - self.first, time.perf_counter() - self.began
+        steps, seconds = done - self.first, time.perf_counter() - (self.began or 0.0)
         means = {name: float(value) / steps for name, value in self.sums.items()}
         bad = sorted(name for name, value in means.items() if not abs(value) < float("inf"))
         if bad:
@@ -90,7 +97,7 @@ class Meter:
                     "data_wait": self.waited / seconds,
                 }
             )
-        self._reset(done)
+        self._reset(done, time.perf_counter())
 
 
 def checkpoint_name(step: int) -> str:
@@ -153,7 +160,7 @@ def train_loop(config: dict[str, Job]) -> None:
     while step < job.total_steps:
         asked = time.perf_counter()
         batch = next(feed)
-        waited = time.perf_counter() - asked
+        meter.arrived(asked)
 
         losses = network(batch)
         optimizer.zero_grad(set_to_none=True)
@@ -162,7 +169,7 @@ def train_loop(config: dict[str, Job]) -> None:
         set_learning_rate(optimizer, learning_rate(job.solver, step, job.steps_per_epoch))
         optimizer.step()
 
-        meter.add(step, losses, norm, waited)
+        meter.add(step, losses, norm)
         step += 1
         if step % job.steps_per_epoch == 0 or step == job.total_steps:
             report_checkpoint(job, rank, model, optimizer, step)

@@ -21,12 +21,8 @@ from msrcnn.rows import ImageDetections, ImageTruth
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's 12 summary numbers in the official order."""
 
-_RANKINGS = (
-    "box",
-    "class",
-    "mask",
-    "oracle",
-)  # one evaluator each: boxes by class score, masks by three scores
+# One evaluator each: boxes by class score, masks by three scores.
+_RANKINGS = ("box", "class", "mask", "oracle")
 _HEADER = struct.Struct("<6Q")  # byte lengths of what `to_bytes` joins: categories, image ids, four states
 
 

@@ -250,7 +250,7 @@ def test_the_interval_holds_the_gain_and_follows_the_seed(make_scene):
 
 
 def test_the_interval_is_as_wide_as_the_gain_scatters(make_scene):
-    """Over fresh data sets of 12 images; hotcoco's own interval would be 29% too narrow here."""
+    """Over fresh data sets of 12 images; hotcoco's own interval is about a quarter too narrow here."""
     truths, detections = _informative(make_scene, images=400)
     rng = np.random.default_rng(1)
 
