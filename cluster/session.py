@@ -15,7 +15,7 @@ PROBE_SECONDS = 5.0
 
 
 @contextmanager
-def connect(address: str | None = None, cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+def connect(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Joins or starts Ray; on leaving, shuts down what it started and leaves what it joined running.
 
     In this order: a Ray that this process has already initialised is used as it is; `address`, or else the
@@ -25,8 +25,6 @@ def connect(address: str | None = None, cpus: int | None = None, dashboard: bool
 
     Args:
         address: a running cluster: `host:port`, `ray://host:port` or `auto`; `local` starts one of our own.
-        dashboard: whether a local Ray starts its dashboard and with it the State API, by which Ray Train sees
-            that its controller died; it takes a few seconds more.
         cpus: how many CPUs a local Ray offers (default: all); a joined cluster has its own.
 
     Raises:
@@ -48,7 +46,7 @@ def connect(address: str | None = None, cpus: int | None = None, dashboard: bool
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=dashboard,
+            include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
         )

@@ -129,6 +129,7 @@ def paste_and_encode(probabilities: Tensor, boxes: Tensor, height: int, width: i
         w, h = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
         resized = F.interpolate(mask[None], size=(h, w), mode="bilinear", align_corners=False)[0, 0]  # [h, w]
         left, top = max(x0, 0), max(y0, 0)
-        crop = resized[top - y0 : min(y1 + 1, height) - y0, left - x0 : min(x1 + 1, width) - x0] > 0.5
+        bottom, right = max(min(y1 + 1, height), top), max(min(x1 + 1, width), left)  # empty where outside the image
+        crop = resized[top - y0 : bottom - y0, left - x0 : right - x0] > 0.5
         encoded.append(encode_crop(crop.numpy(), left, top, height, width))
     return encoded

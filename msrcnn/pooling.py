@@ -1,8 +1,9 @@
 """RoIAlign over a whole pyramid in one call of fixed shape.
 
 Choosing the RoIs of each level needs shapes that depend on data, and pooling every RoI on every level does the work
-several times. Instead the levels are laid side by side on one canvas, each with a border that repeats its edge, so
-that a RoI becomes a box on the canvas. Reading in the border gives what RoIAlign gives when it clamps at an edge.
+several times. Instead the levels are laid side by side on one canvas, so that a RoI becomes a box on the canvas. To
+its right and below it each level's edge goes on for two cells. In the first of them RoIAlign clamps to the edge; into
+the second reach only RoIs under one cell wide, which it widens to one. torchvision reads 0 there, this the edge.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class PyramidPooler:
         self.lefts: list[int] = []  # column of the canvas at which each level's own cells begin
         tiles, left = [], 0
         for x in features:
-            tile = F.pad(x, (1, 1, 1, 1), mode="replicate")
+            tile = F.pad(x, (0, 2, 0, 2), mode="replicate")
             tiles.append(F.pad(tile, (0, 0, 0, tallest - tile.shape[2])))  # [B, C, tallest, w + 2]
-            self.lefts.append(left + 1)
+            self.lefts.append(left)
             left += tile.shape[3]
         self.canvas = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=3)  # [B, C, tallest, sum of w + 2]
 
@@ -64,7 +65,7 @@ class PyramidPooler:
         """
         level = roi_level(boxes, self.first, self.last)  # [N]
         scaled = boxes * torch.exp2(-level.to(boxes.dtype))[:, None]
-        left = top = torch.ones_like(scaled[:, 0])  # [N]
+        left = top = torch.zeros_like(scaled[:, 0])  # [N]
         for i, column in enumerate(self.lefts):  # numbers of the host, so nothing is copied to the device
             left = torch.where(level == self.first + i, column, left)
         shifted = scaled + torch.stack([left, top, left, top], dim=1)  # [N, 4]

@@ -87,7 +87,7 @@ def subsample(matches: Matches, draws: Tensor, samples: int, positives: int, sal
     chosen, index = order.masked_fill(~matches.positive, -1.0).topk(positives, dim=1)  # [B, positives]
     # Chosen positives outrank every negative, and leave them the slots that they do not fill.
     rank = order.masked_fill(~matches.negative, -1.0)  # [B, N]
-    rank = rank.scatter(1, index, torch.where(chosen >= 0, 2.0 + chosen, -1.0))
+    rank = rank.scatter(1, index, torch.where(chosen >= 0, 2.0 + chosen, rank.gather(1, index)))
     rank, index = rank.topk(samples, dim=1)  # [B, samples], descending
     return Samples(index, rank >= 2.0, rank >= 0)
 

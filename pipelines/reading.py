@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 
 from pipelines.manifest import Manifest
@@ -21,6 +22,8 @@ WINDOW_GROUPS = 4
 """Row groups whose rows are shuffled among each other."""
 READER_CPUS = 0.1
 """Readers wait for storage more than they compute; a whole CPU each would starve the workers on a small machine."""
+CPUS_A_READER = 4
+"""Readers at a time: one for so many CPUs of the cluster, but at least two. Many would start a process each."""
 
 
 @dataclass(frozen=True)
@@ -120,4 +123,6 @@ def evaluation_rows(groups: Sequence[RowGroup]) -> ray.data.Dataset:
 def _tasks(plan: list[dict[str, Any]], read: Callable[[pa.Table], Iterator[pa.Table]]) -> ray.data.Dataset:
     """A reading task for each row of the plan."""
     rows = ray.data.from_items(plan, override_num_blocks=len(plan))
-    return rows.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS)
+    readers = max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_A_READER)
+    compute = ray.data.TaskPoolStrategy(size=readers)
+    return rows.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, num_cpus=READER_CPUS)

@@ -40,7 +40,7 @@ DETECTION_ROW = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("category", pa.int32()),  # contiguous 1..C; null on the one row of an image without detections
-        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in pixels of the original image
+        ("bbox", pa.list_(pa.float32())),  # x0, y0, x1, y1 in image pixels; Parquet loses nulls of fixed-size lists
         ("class_score", pa.float32()),  # after SoftNMS; ranks boxes
         ("maskiou", pa.float32()),  # the predicted MaskIoU of the predicted class, not clamped
         ("mask_score", pa.float32()),  # class_score * maskiou; ranks masks

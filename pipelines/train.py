@@ -119,7 +119,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
     log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
         f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
     try:
-        with connect(config.address, dashboard=True):
+        with connect(config.address):
             fit(config, job, manifest, run, tracker, log)
         finish(run, job)
         tracker.artifact(run / MODEL, "model")

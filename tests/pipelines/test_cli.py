@@ -1,0 +1,76 @@
+"""The command line as a person meets it: in a process of its own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import VERBS, parse
+
+
+def msrcnn(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_quick_and_imports_neither_torch_nor_ray(verb):
+    code = (
+        "import sys; sys.argv[1:] = sys.argv[1:]\n"
+        "from pipelines.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert not {'torch', 'ray', 'mlflow', 'numpy', 'pyarrow'} & set(sys.modules), sys.modules.keys()"
+    )
+    arguments = [a for a in (verb, "--help") if a]
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (verb or "evaluate") in done.stdout
+    assert time.monotonic() - began < 5  # 0.1-0.4 s on an idle machine
+
+
+def test_presets_change_defaults_and_options_change_presets():
+    plain = parse("train", ["--shards", "s", "--run", "r"])
+    assert (plain.preset, plain.model.levels, plain.data.short_side) == ("r18-fpn", (4, 5), 600)
+    demo = parse("train", ["--shards", "s", "--run", "r", "--preset", "demo", "--solver.epochs", "1"])
+    assert (demo.preset, demo.model.channels, demo.solver.epochs) == ("demo", 64, 1)
+    assert demo.solver.lr == parse("train", ["--shards=s", "--run=r", "--preset=demo"]).solver.lr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], "'trian' is not a command; there are shapes, shard, train, evaluate"),
+        (["train", "--preset", "r19", "--shards", "s", "--run", "r"], "--preset r19: no such preset"),
+        (["train", "--shards", "nowhere", "--run", "r"], "no manifest.json; make shards with `msrcnn shard`"),
+        (["train", "--shards", "s", "--run", "r", "--workers", "3"], "--solver.batch = 16 is not accepted"),
+        (["train", "--shards", "s", "--run", "r", "--solver.lr", "-1"], "solver.lr = -1.0 is not accepted"),
+        (["evaluate", "--model", "m", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
+        (["shapes", "--classes", "9", "--out", "o"], "shapes.classes = 9 is not accepted"),
+        (["shard", "--annotations", "a.json", "--images", "i", "--out", "o"], "i: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, says):
+    done = msrcnn(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" not in msrcnn("trian").stderr
+    assert "Traceback" in msrcnn("--debug", "trian").stderr
+
+
+def test_shapes_writes_a_data_set_and_refuses_to_overwrite_it(tmp_path):
+    arguments = ["shapes", "--out", "images", "--train", "3", "--val", "2", "--size", "64"]
+    done = msrcnn(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "images" / "train").glob("*.jpg"))) == 3
+    again = msrcnn(*arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "delete it" in again.stderr

@@ -1,0 +1,205 @@
+"""The main job on a real Ray: shards -> training -> detections -> numbers, in one MLflow run."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from msrcnn.config import PRESETS, DataConfig, SolverConfig
+from msrcnn.data.shapes import write_shapes
+from msrcnn.data.shapes_config import ShapesConfig
+from msrcnn.errors import InputError
+from pipelines.manifest import read_manifest, write_manifest
+from pipelines.options import EvaluateConfig, TrainConfig
+from pipelines.schema import SHARD_ROW
+from pipelines.shard import ShardConfig, shard
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+DEMO = PRESETS["demo"]
+SMALL = replace(DEMO.model, channels=32, hidden=64, rpn=replace(DEMO.model.rpn, test_proposals=50))
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, ray_session):  # noqa: ARG001  the cluster must be up
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(ShapesConfig(train=22, val=8, size=SIZE), folder / "images")
+    for split in ("train", "val"):
+        annotations = folder / "images" / "annotations" / f"instances_{split}.json"
+        shard(ShardConfig(annotations, folder / "images" / split, folder / split, row_group=4), log=lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """A run of two epochs, stopped after the first and gone on with; its configuration and what it printed."""
+    from pipelines import train as stage
+
+    folder = tmp_path_factory.mktemp("run")
+    config = TrainConfig(
+        shards=shards / "train", run=folder / "run", model=SMALL, data=DataConfig(SIZE, SIZE),
+        solver=SolverConfig(epochs=2, decay_epochs=(1,), batch=4, lr=0.04, warmup_steps=4, clip_norm=10.0),
+        workers=2, threads=1, tracking=f"sqlite:///{folder}/mlflow.db",
+    )  # fmt: skip
+    lines: list[str] = []
+    stage.train(config, lines.append)
+    return config, lines
+
+
+def records(config: TrainConfig) -> list[dict]:
+    return [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_leaves_a_model_metrics_and_an_mlflow_run(trained):
+    config, lines = trained
+    steps = 22 // 4 * 2
+    assert records(config)[-1]["step"] == steps
+    assert all(math.isfinite(r["loss/total"]) for r in records(config))
+    assert any(f"step {steps}/{steps}" in line and "waiting for data" in line for line in lines)
+    record = json.loads((config.run / "run.json").read_text())
+    run = MlflowClient(config.tracking).get_run(record["mlflow_run"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.num_classes"] == "3"
+    assert run.data.params["dataset.images"] == "22"
+    assert {"loss/maskiou", "lr", "images_per_second", "data_wait"} <= set(run.data.metrics)
+    names = {f.path for f in MlflowClient(config.tracking).list_artifacts(run.info.run_id, "model")}
+    assert names == {"model/model.pt"}
+
+
+def test_the_same_command_again_has_nothing_to_do_and_another_model_is_refused(trained):
+    from pipelines.train import train
+
+    config, _ = trained
+    before = (config.run / "model.pt").stat().st_mtime_ns
+    lines: list[str] = []
+    train(config, lines.append)
+    assert "already trained" in lines[0]
+    assert (config.run / "model.pt").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"model.hidden: 64 -> 32"):
+        train(replace(config, model=replace(SMALL, hidden=32)))
+
+
+def test_an_interrupted_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
+    """The model and the records of the first epoch gone, Ray Train's checkpoint of it kept: only epoch 2 runs."""
+    from pipelines.train import next_step, train
+
+    config, _ = trained
+    again = replace(config, run=tmp_path / "run")
+    shutil.copytree(config.run, again.run)
+    snapshot = again.run / "checkpoint_manager_snapshot.json"
+    state = json.loads(snapshot.read_text())
+    first = min(state["checkpoint_results"], key=lambda r: r["checkpoint_dir_name"])
+    state["latest_checkpoint_result"] = first
+    state["checkpoint_results"] = [first]
+    snapshot.write_text(json.dumps(state))
+    for name in ("model.pt", "metrics.jsonl"):
+        (again.run / name).unlink()
+    shutil.rmtree(again.run / "step-00000010")
+    assert next_step(again.run) == 5
+    train(again, lambda _: None)
+    assert [r["step"] for r in records(again)] == [10]
+    # The same data, order and draws: the same second epoch.
+    assert records(again)[0]["loss/total"] == pytest.approx(records(config)[-1]["loss/total"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, shards, tmp_path_factory):
+    from pipelines.evaluate import evaluate
+
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    config = EvaluateConfig(model=trained[0].run, shards=shards / "val", out=out, batch=3, bootstrap=20)
+    lines: list[str] = []
+    return config, evaluate(config, lines.append), lines
+
+
+def test_every_image_is_accounted_for_in_the_rows(evaluated, shards):
+    config, summary, _ = evaluated
+    rows = pq.read_table(config.out / "detections").to_pylist()
+    wanted = {i for p in read_manifest(shards / "val").paths for i in pq.read_table(p)["image_id"].to_pylist()}
+    assert {row["image_id"] for row in rows} == wanted
+    assert summary.images.total == len(wanted) == 8
+    assert summary.images.failed == 0
+    for row in rows:
+        if row["category"] is not None:
+            x0, y0, x1, y1 = row["bbox"]
+            assert 0 <= x0 < x1 <= row["width"]
+            assert 0 <= y0 < y1 <= row["height"]
+            assert row["mask_score"] == pytest.approx(row["class_score"] * row["maskiou"], rel=1e-5)
+
+
+def test_the_numbers_join_the_training_s_mlflow_run(evaluated, trained):
+    config, summary, lines = evaluated
+    record = json.loads((trained[0].run / "run.json").read_text())
+    client = MlflowClient(trained[0].tracking)
+    run = client.get_run(record["mlflow_run"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["mask_by_mask/AP"] == pytest.approx(summary.ap.mask_by_mask["AP"])
+    assert json.loads((config.out / "summary.json").read_text())["images"]["total"] == 8
+    assert any("masks, mask score" in line for line in lines)
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_what_evaluate_refuses(evaluated, shards, tmp_path):
+    from pipelines.evaluate import evaluate
+
+    config, _, _ = evaluated
+    with pytest.raises(InputError, match="already holds an evaluation"):
+        evaluate(config)
+    manifest = read_manifest(shards / "val")
+    other = tmp_path / "other"
+    other.mkdir()
+    renamed = replace(manifest.categories[0], name="zebra")
+    write_manifest(replace(manifest, folder=other, parts=(), categories=(renamed, *manifest.categories[1:])))
+    with pytest.raises(InputError, match=r"'\w[\w ]*' where the shards have 'zebra'"):
+        evaluate(replace(config, shards=other, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_undecodable_image_becomes_an_error_row(trained, shards, tmp_path):
+    from pipelines.evaluate import evaluate
+
+    manifest = read_manifest(shards / "val")
+    table = pa.concat_tables([pq.read_table(p) for p in manifest.paths])
+    rows = table.to_pylist()
+    rows[2]["image"] = rows[2]["image"][:100]
+    broken = tmp_path / "shards"
+    broken.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, SHARD_ROW), broken / "shard.parquet")
+    part = replace(manifest.parts[0], file="shard.parquet", rows=8, bytes=(broken / "shard.parquet").stat().st_size)
+    write_manifest(replace(manifest, folder=broken, parts=(part,)))
+    lines: list[str] = []
+    config = EvaluateConfig(trained[0].run, broken, tmp_path / "out", batch=4, bootstrap=0)
+    summary = evaluate(config, lines.append)
+    assert summary.images.failed == 1
+    errors = [r for r in pq.read_table(tmp_path / "out" / "detections").to_pylist() if r["error"]]
+    assert [r["image_id"] for r in errors] == [rows[2]["image_id"]]
+    assert f"image {rows[2]['image_id']}: not a readable image" in errors[0]["error"]
+    assert any("images that failed: 1" in line for line in lines)
+
+
+def test_an_undecodable_image_stops_training_with_its_id(shards, tmp_path):
+    from pipelines.train import train
+
+    manifest = read_manifest(shards / "train")
+    rows = [row for p in manifest.paths for row in pq.read_table(p).to_pylist()]
+    for row in rows:
+        row["image"] = b"no image"
+    broken = tmp_path / "shards"
+    broken.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, SHARD_ROW), broken / "shard.parquet")
+    part = replace(manifest.parts[0], file="shard.parquet", rows=len(rows))
+    part = replace(part, bytes=(broken / "shard.parquet").stat().st_size)
+    write_manifest(replace(manifest, folder=broken, parts=(part,)))
+    config = TrainConfig(
+        broken, tmp_path / "run", model=SMALL, data=DataConfig(SIZE, SIZE), solver=SolverConfig(epochs=1, batch=4),
+        tracking=f"sqlite:///{tmp_path}/mlflow.db",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"image \d+: not a readable image"):
+        train(config, lambda _: None)
+    assert not (tmp_path / "run" / "model.pt").exists()
