@@ -65,10 +65,10 @@ class PyramidPooler:
         """
         level = roi_level(boxes, self.first, self.last)  # [N]
         scaled = boxes * torch.exp2(-level.to(boxes.dtype))[:, None]
-        left = top = torch.zeros_like(scaled[:, 0])  # [N]
+        left = zero = torch.zeros_like(scaled[:, 0])  # [N]
         for i, column in enumerate(self.lefts):  # numbers of the host, so nothing is copied to the device
             left = torch.where(level == self.first + i, column, left)
-        shifted = scaled + torch.stack([left, top, left, top], dim=1)  # [N, 4]
+        shifted = scaled + torch.stack([left, zero, left, zero], dim=1)  # [N, 4]
         # RoIAlign (not "aligned") takes a RoI under one cell wide as one cell wide, from its corner on: so here too,
         # since the canvas has the scale of the cells.
         rois = torch.cat([image[:, None].to(shifted.dtype), shifted], dim=1).to(self.canvas.dtype)  # [N, 5]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,11 @@ class Checkpoint:
 def write_aside(path: Path, value: dict[str, Any]) -> None:
     """`torch.save` into a file beside `path`, then renamed: `path` is whole or absent."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(value, aside)
-    os.replace(aside, path)
+    try:
+        torch.save(value, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_plain(path: Path, what: str) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def read_plain(path: Path, what: str) -> dict[str, Any]:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {what}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any type: damaged bytes lead the unpickler anywhere
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not {what} ({reason}); it may be damaged, use another") from None
     if not isinstance(value, dict):

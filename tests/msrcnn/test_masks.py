@@ -152,6 +152,16 @@ def test_target_by_hand(
     assert got.item() == pytest.approx(want, abs=1e-6)
 
 
+def test_the_target_counts_bins_that_are_at_least_half_covered() -> None:
+    """T is binary; the share of the instance in the box is not: 28 columns, half of them 0.5, half 0.4 covered."""
+    coverage = torch.where(grid(ALL, LEFT) > 0, 0.5, 0.4)[None]
+    area = torch.tensor([100.0])
+    got = whole_instance_iou(torch.ones(1, 28, 28, dtype=torch.bool), coverage, area * 0.9, area)
+    inside = 28 * 14
+    whole = inside / (0.45 / 0.9)  # half of the instance lies in the box
+    assert got.item() == pytest.approx(inside / (784 + whole - inside), abs=1e-5)
+
+
 def test_target_is_finite_and_in_range_on_degenerate_boxes() -> None:
     coverage = torch.stack([torch.zeros(28, 28), torch.ones(28, 28), torch.ones(28, 28)])
     got = whole_instance_iou(

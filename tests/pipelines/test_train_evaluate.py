@@ -2,18 +2,26 @@
 
 import json
 import math
-import shutil
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from msrcnn.config import PRESETS, DataConfig, SolverConfig
 from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
+from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.weights import load_model
 from pipelines.manifest import read_manifest, write_manifest
 from pipelines.options import EvaluateConfig, TrainConfig
 from pipelines.schema import SHARD_ROW
@@ -38,14 +46,14 @@ def shards(tmp_path_factory, ray_session):  # noqa: ARG001  the cluster must be 
 
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
-    """A run of two epochs, stopped after the first and gone on with; its configuration and what it printed."""
+    """A run of two epochs by one worker: its configuration and what it printed."""
     from pipelines import train as stage
 
     folder = tmp_path_factory.mktemp("run")
     config = TrainConfig(
         shards=shards / "train", run=folder / "run", model=SMALL, data=DataConfig(SIZE, SIZE),
         solver=SolverConfig(epochs=2, decay_epochs=(1,), batch=4, lr=0.04, warmup_steps=4, clip_norm=10.0),
-        workers=2, threads=1, tracking=f"sqlite:///{folder}/mlflow.db",
+        threads=1, tracking=f"sqlite:///{folder}/mlflow.db",
     )  # fmt: skip
     lines: list[str] = []
     stage.train(config, lines.append)
@@ -85,27 +93,50 @@ def test_the_same_command_again_has_nothing_to_do_and_another_model_is_refused(t
         train(replace(config, model=replace(SMALL, hidden=32)))
 
 
-def test_an_interrupted_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
-    """The model and the records of the first epoch gone, Ray Train's checkpoint of it kept: only epoch 2 runs."""
+def test_a_killed_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
+    """SIGKILL to the driver and its Ray after the first epoch; the same command then runs the second epoch only."""
     from pipelines.train import next_step, train
 
-    config, _ = trained
-    again = replace(config, run=tmp_path / "run")
-    shutil.copytree(config.run, again.run)
-    snapshot = again.run / "checkpoint_manager_snapshot.json"
-    state = json.loads(snapshot.read_text())
-    first = min(state["checkpoint_results"], key=lambda r: r["checkpoint_dir_name"])
-    state["latest_checkpoint_result"] = first
-    state["checkpoint_results"] = [first]
-    snapshot.write_text(json.dumps(state))
-    for name in ("model.pt", "metrics.jsonl"):
-        (again.run / name).unlink()
-    shutil.rmtree(again.run / "step-00000010")
-    assert next_step(again.run) == 5
-    train(again, lambda _: None)
-    assert [r["step"] for r in records(again)] == [10]
-    # The same data, order and draws: the same second epoch.
-    assert records(again)[0]["loss/total"] == pytest.approx(records(config)[-1]["loss/total"], rel=1e-3)
+    config = replace(trained[0], run=tmp_path / "run", tracking=f"sqlite:///{tmp_path}/mlflow.db")
+    code = (
+        "import sys, pickle; from pipelines.train import train\n"
+        "train(pickle.load(open(sys.argv[1], 'rb')))"
+    )  # fmt: skip
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "config")], env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while next_step(config.run) == 0 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (config.run / "model.pt").exists()
+    assert next_step(config.run) == 5
+
+    (config.run / "metrics.jsonl").unlink(missing_ok=True)
+    train(config, lambda _: None)
+    assert [r["step"] for r in records(config)] == [10]
+    # The same data, order and draws as without the kill: the same second epoch, and the same weights.
+    assert records(config)[0]["loss/total"] == pytest.approx(records(trained[0])[-1]["loss/total"], rel=1e-3)
+    ours, undisturbed = load_model(config.run / "model.pt"), load_model(trained[0].run / "model.pt")
+    for name, weight in ours.model.state_dict().items():
+        torch.testing.assert_close(weight, undisturbed.model.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_workers_share_the_steps(trained, tmp_path):
+    from pipelines.train import train
+
+    solver = replace(trained[0].solver, epochs=1, decay_epochs=())
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    config = replace(trained[0], run=tmp_path / "run", workers=2, solver=solver, tracking=tracking)
+    train(config, lambda _: None)
+    assert [r["step"] for r in records(config)] == [5]
+    ours, start = load_model(config.run / "model.pt").model, MaskScoringRCNN(replace(SMALL, num_classes=3))
+    assert all(torch.isfinite(p).all() for p in ours.parameters())
+    assert not torch.equal(ours.maskiou.iou.weight, start.maskiou.iou.weight)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,251 @@
+"""Batches: sizes by hand, pixels, boxes and masks kept together through resizing and mirroring, damaged images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from PIL import Image
+
+from msrcnn.config import DataConfig
+from msrcnn.data.batching import DIVISOR, canvas_for, canvases, decode_image, draw, make_batch, resized_size
+from msrcnn.errors import InputError
+from msrcnn.masks import sample_on_rois
+from msrcnn.rows import ImageTruth
+
+R18, R50 = DataConfig(), DataConfig(short_side=800, long_side=1333)
+PLAIN = DataConfig(short_side=64, long_side=96)
+EVEN, ODD = 1000, 1001  # draws of images that are not mirrored and that are
+
+
+def encode(image: Image.Image, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth picture, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def truth_of(image_id: int, masks: np.ndarray, crowd: tuple[int, ...] = ()) -> ImageTruth:
+    """The row of masks [G, H, W] that are rectangles or more."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for i, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes[i] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return ImageTruth(
+        image_id, masks.shape[1], masks.shape[2], np.arange(len(masks)),
+        np.arange(1, len(masks) + 1, dtype=np.int32), boxes, masks.sum((1, 2)).astype(np.float32),
+        np.isin(np.arange(len(masks)), crowd),
+        [coco_mask.encode(np.asfortranarray(m.astype(np.uint8)))["counts"] for m in masks],
+    )  # fmt: skip
+
+
+def rectangles(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:
+    masks = np.zeros((len(boxes), height, width), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "want"),
+    [
+        (R18, (480, 640), (600, 800)),
+        (R18, (427, 640), (600, 899)),
+        (R18, (640, 427), (899, 600)),
+        (R18, (600, 1000), (600, 1000)),
+        (R18, (300, 640), (469, 1000)),  # the longer side decides
+        (R18, (1200, 1200), (600, 600)),
+        (R18, (1, 5000), (1, 1000)),
+        (R50, (480, 640), (800, 1067)),
+        (R50, (640, 480), (1067, 800)),
+        (R50, (427, 640), (800, 1199)),
+        (R50, (333, 640), (694, 1333)),
+    ],
+)
+def test_resized_size_by_hand(config: DataConfig, size: tuple[int, int], want: tuple[int, int]) -> None:
+    assert resized_size(*size, config) == want
+
+
+@pytest.mark.parametrize("config", [R18, R50, PLAIN, DataConfig(160, 160), DataConfig(100, 1500)])
+def test_canvas_holds_every_image_and_is_the_smallest_that_does(config: DataConfig) -> None:
+    shapes = canvases(config)
+    assert len(set(shapes)) == len(shapes) <= 8
+    assert all(side % DIVISOR == 0 for shape in shapes for side in shape)
+    rng = np.random.default_rng(0)
+    used = set()
+    for _ in range(400):
+        count = int(rng.integers(1, 4))
+        aspect = np.where(rng.random(count) < 0.5, rng.choice([1, 4 / 3, 3 / 4, 3 / 2, 2 / 3], count),
+                          np.exp(rng.normal(0, 0.6, count)))  # fmt: skip
+        sizes = [resized_size(max(1, int(500 * a)), 500, config) for a in aspect]
+        height, width = canvas_for(sizes, config)
+        used.add((height, width))
+        assert all(h <= height and w <= width for h, w in sizes)
+        assert all(h * w >= height * width for h, w in shapes if all(a <= h and b <= w for a, b in sizes)), (
+            "a smaller one holds them too"
+        )
+    assert used == set(shapes)  # none is there for nothing
+
+
+def test_common_shapes_waste_little() -> None:
+    """COCO's images of 640 x 480 and 640 x 427."""
+    assert canvas_for([(600, 800)], R18) == (608, 800)
+    assert canvas_for([(600, 899)], R18) == (608, 928)
+    assert canvas_for([(899, 600)], R18) == (928, 608)
+    assert canvas_for([(600, 800), (800, 600)], R18) == (1024, 1024)
+
+
+def test_decoding_of_other_colour_spaces() -> None:
+    rgb = Image.fromarray(picture(20, 30))
+    for mode, form in (("L", "PNG"), ("1", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"),
+                       ("L", "JPEG"), ("RGB", "BMP")):  # fmt: skip
+        image = decode_image(encode(rgb.convert(mode), form), "image 1")
+        assert image.mode == "RGB"
+        assert image.size == (30, 20)
+        lossy = 40 if form == "JPEG" else 0
+        want = np.asarray(rgb.convert(mode).convert("RGB")).astype(int)
+        assert np.abs(np.asarray(image).astype(int) - want).mean() <= lossy / 4, (mode, form)
+
+
+def test_pixels_are_resized_padded_and_in_rgb_order() -> None:
+    wide, small = picture(48, 96, 1), picture(64, 64, 2)
+    truths = [truth_of(5, np.zeros((0, 48, 96), bool)), truth_of(6, np.zeros((0, 64, 64), bool))]
+    batch = make_batch([encode(Image.fromarray(wide)), encode(Image.fromarray(small))], truths, PLAIN)
+    assert batch.images.shape == (2, 3, 64, 96)
+    assert batch.images.dtype == torch.uint8
+    assert batch.sizes.tolist() == [[48, 96], [64, 64]]
+    assert batch.image_ids.tolist() == [5, 6]
+    assert batch.targets is None
+    assert np.array_equal(batch.images[0, :, :48].permute(1, 2, 0).numpy(), wide)  # not resized, so the same bits
+    assert np.array_equal(batch.images[1, :, :, :64].permute(1, 2, 0).numpy(), small)
+    assert not batch.images[0, :, 48:].any()
+    assert not batch.images[1, :, :, 64:].any()
+
+
+def test_boxes_and_areas_follow_the_image() -> None:
+    """128 x 160 pixels become 64 x 80; the second image has fewer instances, and one of them is a crowd."""
+    first = truth_of(1, rectangles(128, 160, (20, 40, 60, 100), (0, 0, 160, 128), (159, 127, 160, 128)))
+    second = truth_of(2, rectangles(64, 64, (0, 0, 9, 9), (10, 20, 30, 40)), crowd=(0,))
+    images = [encode(Image.fromarray(picture(128, 160))), encode(Image.fromarray(picture(64, 64)))]
+    batch = make_batch(images, [first, second], PLAIN, draws=[EVEN, ODD])
+    assert batch.flipped.tolist() == [False, True]
+    assert batch.draws.tolist() == [EVEN, ODD]
+    targets = batch.targets
+    assert targets is not None
+    assert targets.valid.sum(1).tolist() == [3, 1]
+    assert targets.boxes[0, :3].tolist() == [[10, 20, 30, 50], [0, 0, 80, 64], [79.5, 63.5, 80, 64]]
+    assert targets.labels[0, :3].tolist() == [1, 2, 3]
+    assert targets.areas[0, :3].tolist() == [2400, 128 * 160, 1]
+    assert targets.boxes[1, 0].tolist() == [64 - 30, 20, 64 - 10, 40]
+    assert targets.labels[1, 0] == 2
+    assert targets.areas[1, 0] == 400
+    assert not targets.boxes[~targets.valid].any()
+    assert not targets.masks.crops[~targets.valid].any()
+
+
+def test_mirroring_mirrors_pixels_boxes_and_masks_alike() -> None:
+    """What a mirrored batch holds is what the same batch of the mirrored image and masks holds unmirrored."""
+    y, x = np.mgrid[:90, :110]
+    masks = np.stack([(y - 40) ** 2 + (x - 30) ** 2 < 400, (y > x) & (y < x + 30)])
+    image = picture(90, 110, 3)
+    mirrored = make_batch([encode(Image.fromarray(image))], [truth_of(1, masks)], PLAIN, [ODD])
+    by_hand = make_batch(
+        [encode(Image.fromarray(np.ascontiguousarray(image[:, ::-1])))], [truth_of(1, masks[:, :, ::-1])], PLAIN,
+        [EVEN],
+    )  # fmt: skip
+    assert mirrored.flipped.tolist() == [True]
+    assert by_hand.flipped.tolist() == [False]
+    difference = (mirrored.images.int() - by_hand.images.int()).abs()
+    assert difference.max() <= 1  # rounding of the resizing
+    ours, theirs = mirrored.targets, by_hand.targets
+    assert ours is not None
+    assert theirs is not None
+    torch.testing.assert_close(ours.boxes, theirs.boxes)
+    index, slot = torch.zeros(2, dtype=torch.int64), torch.arange(2)
+    got = sample_on_rois(ours.masks, mirrored, index, slot, ours.boxes[0, :2], 28)
+    want = sample_on_rois(theirs.masks, by_hand, index, slot, theirs.boxes[0, :2], 28)
+    assert want.mean() > 0.3
+    assert (got - want).abs().mean() < 5e-3
+    half = masks[0, :, :30].sum() / masks[0].sum()  # and the masks sit where the boxes are
+    assert want[0, :, 14:].sum() / want[0].sum() == pytest.approx(half, abs=0.03)
+
+
+def test_mirroring_only_in_training_and_only_if_wanted() -> None:
+    images, truths = [encode(Image.fromarray(picture(64, 80)))], [truth_of(1, rectangles(64, 80, (0, 0, 9, 9)))]
+    testing = make_batch(images, truths, PLAIN)
+    assert not testing.flipped.any()
+    still = make_batch(images, truths, DataConfig(64, 96, flip=False), [ODD])
+    assert not still.flipped.any()
+    assert torch.equal(testing.images, still.images)
+
+
+def test_an_image_does_not_depend_on_its_place_in_the_batch() -> None:
+    images = [encode(Image.fromarray(picture(64, 80, seed))) for seed in range(3)]
+    truths = [truth_of(i, rectangles(64, 80, (i, 2, 30 + i, 40))) for i in range(3)]
+    draws = [draw(0, 4, i) for i in range(3)]
+    order = [2, 0, 1]
+    one = make_batch(images, truths, PLAIN, draws)
+    other = make_batch([images[i] for i in order], [truths[i] for i in order], PLAIN, [draws[i] for i in order])
+    assert torch.equal(one.images[order], other.images)
+    assert torch.equal(one.flipped[order], other.flipped)
+    assert torch.equal(one.draws[order], other.draws)
+    assert one.targets is not None
+    assert other.targets is not None
+    assert torch.equal(one.targets.boxes[order], other.targets.boxes)
+
+
+def test_without_instances_there_are_no_slots() -> None:
+    batch = make_batch(
+        [encode(Image.fromarray(picture(64, 64)))], [truth_of(1, rectangles(64, 64, (0, 0, 5, 5)), (0,))], PLAIN, [0]
+    )
+    assert batch.targets is not None
+    assert batch.targets.boxes.shape == (1, 0, 4)
+    assert batch.targets.labels.shape == (1, 0)
+
+
+def test_draws_are_fair_and_unlike() -> None:
+    draws = np.array([draw(s, e, i) for s in range(4) for e in range(10) for i in range(100)], dtype=np.uint64)
+    assert len(set(draws.tolist())) == len(draws)
+    assert draws.max() < 2**63
+    bits = (draws[:, None] >> np.arange(63, dtype=np.uint64)) & np.uint64(1)  # [4000, 63]
+    assert np.abs(bits.mean(0) - 0.5).max() < 4.5 * 0.5 / np.sqrt(len(draws))
+    flips = bits[:, 0].reshape(4, 10, 100).astype(float)
+    for axis in range(3):  # from seed to seed, epoch to epoch, image to image
+        a, b = np.delete(flips, -1, axis), np.delete(flips, 0, axis)
+        assert abs((a == b).mean() - 0.5) < 4.5 * 0.5 / np.sqrt(a.size)
+
+
+def test_an_image_of_another_size_than_stated_is_refused() -> None:
+    with pytest.raises(InputError, match="image 77: 80 x 64 pixels where the row says 64 x 80"):
+        make_batch([encode(Image.fromarray(picture(64, 80)))], [truth_of(77, np.zeros((0, 80, 64), bool))], PLAIN)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_undecodable_images_are_refused_in_one_line() -> None:
+    """Cut short, overwritten or not an image at all: in every form that a data set may hold."""
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(picture(64, 80))
+    files = {form: encode(rgb, form) for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")}
+    broken = [b"", b"not an image", bytes(500)]
+    broken += [data[: len(data) // 2] for data in files.values()]
+    truth = truth_of(42, np.zeros((0, 64, 80), bool))
+    for data in broken:
+        with pytest.raises(InputError, match="image 42: ") as caught:
+            make_batch([data], [truth], PLAIN)
+        assert "\n" not in str(caught.value)
+    for data in files.values():
+        for _ in range(60):  # damage may leave an image that decodes; no other exception may come out
+            damaged = np.frombuffer(data, np.uint8).copy()
+            damaged[rng.integers(0, min(len(data), 200), 4)] = rng.integers(0, 256, 4)
+            with contextlib.suppress(InputError):
+                make_batch([damaged.tobytes()], [truth], PLAIN)

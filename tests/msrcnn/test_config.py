@@ -1,0 +1,156 @@
+"""Configuration: what is refused and how, the round trip through plain values, and cheap imports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from msrcnn.config import (
+    PRESETS,
+    DataConfig,
+    MaskIoUConfig,
+    ModelConfig,
+    RoIConfig,
+    RPNConfig,
+    SelectionConfig,
+    SolverConfig,
+    difference,
+    find_preset,
+    model_config_from_dict,
+    to_dict,
+)
+from msrcnn.errors import InputError
+
+NAN = float("nan")
+REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
+    (RPNConfig, "rpn", "positive_iou", [0, 1.1, NAN]),
+    (RPNConfig, "rpn", "negative_iou", [-0.1, 0.8, NAN]),
+    (RPNConfig, "rpn", "nms_iou", [0.0, 1.01]),
+    (RPNConfig, "rpn", "samples", [0, -3]),
+    (RPNConfig, "rpn", "train_proposals", [0]),
+    (RPNConfig, "rpn", "test_proposals", [0]),
+    (RoIConfig, "roi", "samples", [0]),
+    (RoIConfig, "roi", "positive_fraction", [0, 1.5]),
+    (RoIConfig, "roi", "positive_iou", [0, 1.5]),
+    (MaskIoUConfig, "maskiou", "tau", [-0.1, 1.0, NAN]),
+    (MaskIoUConfig, "maskiou", "weight", [-1.0, NAN]),
+    (SelectionConfig, "selection", "sigma", [0, -1.0]),
+    (SelectionConfig, "selection", "score_threshold", [-0.1, 1.0]),
+    (SelectionConfig, "selection", "top_k", [0]),
+    (ModelConfig, "model", "backbone", ["resnet19", "vgg16"]),
+    (ModelConfig, "model", "norm", ["batch_norm"]),
+    (ModelConfig, "model", "levels", [(), (5, 4), (2, 4), (1, 2), (5, 6), (4, 4)]),
+    (ModelConfig, "model", "anchor_sizes", [((32,),) * 4, ((32,),), ((32,), (64, 128)), ((), ())]),
+    (ModelConfig, "model", "frozen_stages", [-1, 6]),
+    (ModelConfig, "model", "channels", [0]),
+    (ModelConfig, "model", "hidden", [0]),
+    (ModelConfig, "model", "num_classes", [0]),
+    (SolverConfig, "solver", "epochs", [0]),
+    (SolverConfig, "solver", "decay_epochs", [(17, 14), (14, 14), (0, 3), (-1,)]),
+    (SolverConfig, "solver", "batch", [0]),
+    (SolverConfig, "solver", "lr", [0, -0.1, NAN]),
+    (SolverConfig, "solver", "momentum", [-0.1, 1.0]),
+    (SolverConfig, "solver", "weight_decay", [-1e-4]),
+    (SolverConfig, "solver", "warmup_steps", [-1]),
+    (SolverConfig, "solver", "warmup_factor", [0, 1.1]),
+    (SolverConfig, "solver", "clip_norm", [-1.0]),
+    (SolverConfig, "solver", "seed", [-1]),
+    (DataConfig, "data", "short_side", [31]),
+    (DataConfig, "data", "long_side", [599]),
+]
+CASES = [(make, part, name, value) for make, part, name, values in REFUSED for value in values]
+
+
+@pytest.mark.parametrize(("make", "part", "name", "value"), CASES)
+def test_refused_values(make: Callable[..., Any], part: str, name: str, value: Any) -> None:
+    """One line: field, value, what would be accepted."""
+    with pytest.raises(InputError) as caught:
+        make(**{name: value})
+    line = str(caught.value)
+    assert line.startswith(f"{part}.{name} = {value!r} is not accepted; it must be ")
+    assert "\n" not in line
+    assert len(line.split("it must be ")[1]) > 3
+
+
+def test_group_norm_wants_channels_in_groups() -> None:
+    with pytest.raises(InputError, match=r"model\.channels = 48 .* multiple of 32"):
+        ModelConfig(norm="group_norm", channels=48)
+    assert ModelConfig(norm="frozen_bn", channels=48).channels == 48
+
+
+def test_limits_are_accepted() -> None:
+    RPNConfig(positive_iou=1.0, negative_iou=1.0, nms_iou=1.0, samples=1)
+    RoIConfig(samples=1, positive_fraction=1.0)
+    MaskIoUConfig(tau=0.0, weight=0.0)
+    SolverConfig(momentum=0.0, warmup_steps=0, warmup_factor=1.0, decay_epochs=())
+    DataConfig(short_side=32, long_side=32)
+    ModelConfig(levels=(2, 3, 4, 5), anchor_sizes=((32,),) * 5)
+
+
+@pytest.mark.parametrize(("samples", "fraction", "slots"), [(512, 0.25, 128), (10, 0.25, 2), (1, 0.1, 1), (8, 1.0, 8)])
+def test_slots_of_positive_rois(samples: int, fraction: float, slots: int) -> None:
+    assert RoIConfig(samples=samples, positive_fraction=fraction).positive_samples == slots
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_round_trip_of_every_preset(name: str) -> None:
+    model = find_preset(name).model
+    plain = json.loads(json.dumps(to_dict(model)))
+    assert plain == to_dict(model)  # nothing but what JSON holds
+    assert model_config_from_dict(plain) == model
+
+
+def test_the_papers_row() -> None:
+    """Section 4.2 and Table 1, first row."""
+    preset = find_preset("r18-fpn")
+    assert (preset.data.short_side, preset.data.long_side) == (600, 1000)
+    assert preset.model.levels == (4, 5)
+    assert (preset.model.roi.samples, preset.model.roi.positive_samples) == (512, 128)
+    assert (preset.solver.epochs, preset.solver.decay_epochs, preset.solver.batch) == (18, (14, 17), 16)
+    assert (preset.solver.lr, preset.solver.weight_decay, preset.solver.momentum) == (0.02, 1e-4, 0.9)
+
+
+def test_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"r99.*r18-fpn.*demo"):
+        find_preset("r99")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 18}, "depth"),
+        ({"rpn": {"anchors": 3}}, "anchors"),
+        ({"roi": {"samples": 0}}, r"roi\.samples = 0"),
+        ({"channels": -1}, r"model\.channels = -1"),
+    ],
+)
+def test_a_foreign_model_configuration_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model_config_from_dict(to_dict(ModelConfig()) | change)
+
+
+def test_difference_lists_changed_fields() -> None:
+    old, new = ModelConfig(), ModelConfig(channels=128, rpn=RPNConfig(nms_iou=0.5))
+    assert difference(to_dict(old), to_dict(new)) == ["channels: 256 -> 128", "rpn.nms_iou: 0.7 -> 0.5"]
+    assert difference(to_dict(old), to_dict(old)) == []
+    assert difference({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b: None -> {'c': 2}"]
+
+
+def test_configurations_cannot_be_changed_in_place() -> None:
+    for config in (ModelConfig(), SolverConfig(), DataConfig(), PRESETS["demo"]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, dataclasses.fields(config)[0].name, None)
+
+
+@pytest.mark.parametrize("module", ["msrcnn", "msrcnn.config", "msrcnn.errors", "msrcnn.data.shapes_config"])
+def test_importing_is_cheap(module: str) -> None:
+    code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "msrcnn" in loaded
+    assert not {"torch", "torchvision", "ray", "mlflow", "numpy", "pipelines"} & set(loaded)

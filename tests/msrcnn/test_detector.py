@@ -1,0 +1,271 @@
+"""The whole detector on tiny images: learning, gradients in every corner case, and what detections promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msrcnn.config import DataConfig, MaskIoUConfig, ModelConfig, RoIConfig, RPNConfig, SelectionConfig
+from msrcnn.data.batching import draw, make_batch
+from msrcnn.data.shapes import draw_image
+from msrcnn.data.shapes_config import ShapesConfig
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.proposals import Proposals
+from msrcnn.rows import ImageTruth
+from msrcnn.structures import Batch, Detections
+
+SIDE = 96
+CONFIG = ModelConfig(
+    levels=(3, 4, 5), norm="group_norm", frozen_stages=0, anchor_sizes=((16,), (32,), (64,)), channels=32, hidden=64,
+    num_classes=3, rpn=RPNConfig(samples=64, train_proposals=80, test_proposals=60), roi=RoIConfig(samples=32),
+    selection=SelectionConfig(top_k=30),
+)  # fmt: skip
+DATA = DataConfig(short_side=SIDE, long_side=SIDE)
+LOSSES = {"rpn_objectness", "rpn_box", "class", "box", "mask", "maskiou"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine threads that wait for one another cost far more than they bring at this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def shape_image(index: int, keep: str = "all") -> tuple[bytes, ImageTruth]:
+    """An image of the built-in data set; `keep` says which instances: all, none, or all as crowds."""
+    image, annotations = draw_image(ShapesConfig(size=SIDE), "train", index)
+    annotations = [] if keep == "none" else annotations
+    rles = []
+    for a in annotations:
+        s = a["segmentation"]
+        if isinstance(s, list):
+            rles.append(coco_mask.merge(coco_mask.frPyObjects(s, SIDE, SIDE))["counts"])
+        else:
+            rles.append(s["counts"].encode() if isinstance(s["counts"], str)
+                        else coco_mask.frPyObjects(s, SIDE, SIDE)["counts"])  # fmt: skip
+    xywh = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    truth = ImageTruth(
+        index, SIDE, SIDE, np.array([a["id"] for a in annotations], np.int64),
+        np.array([(a["category_id"] + 1) // 4 for a in annotations], np.int32),
+        np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
+        np.array([a["area"] for a in annotations], np.float32),
+        np.array([keep == "crowds" or bool(a["iscrowd"]) for a in annotations], bool), rles,
+    )  # fmt: skip
+    return file.getvalue(), truth
+
+
+def batch_of(*keep: str, training: bool = True) -> Batch:
+    images, truths = zip(*(shape_image(i, k) for i, k in enumerate(keep)), strict=True)
+    return make_batch(images, truths, DATA, [draw(0, 0, t.image_id) for t in truths] if training else None)
+
+
+def make_model(config: ModelConfig = CONFIG, sure: bool = False) -> MaskScoringRCNN:
+    """Initial weights; `sure`: heads that tell RoIs apart, as trained ones do."""
+    torch.manual_seed(0)
+    model = MaskScoringRCNN(config)
+    if sure:
+        for layer, std in ((model.box.score, 0.4), (model.box.deltas, 0.05), (model.maskiou.iou, 0.2),
+                           (model.rpn.head.objectness, 0.2), (model.rpn.head.deltas, 0.05)):  # fmt: skip
+            torch.nn.init.normal_(layer.weight, std=std)
+    return model
+
+
+def losses_of(model: MaskScoringRCNN, batch: Batch) -> dict[str, Tensor]:
+    losses = model.train()(batch)
+    assert isinstance(losses, dict)
+    return losses
+
+
+def detections_of(model: MaskScoringRCNN, batch: Batch) -> Detections:
+    found = model.eval()(batch)
+    assert isinstance(found, Detections)
+    return found
+
+
+def test_training_on_one_batch_lowers_the_loss() -> None:
+    model, batch = make_model(), batch_of("all", "all")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    history = []
+    for step in range(15):
+        # other samples each step, as in training
+        losses = losses_of(model, dataclasses.replace(batch, draws=batch.draws + step))
+        assert losses.keys() == LOSSES
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        history.append(total.item())
+    assert np.isfinite(history).all()
+    assert np.mean(history[-3:]) < 0.8 * np.mean(history[:3])
+
+
+@pytest.mark.parametrize("keep", [("none", "none"), ("none", "all"), ("crowds", "crowds"), ("all", "all")])
+@pytest.mark.parametrize("norm", ["group_norm", "frozen_bn"])
+def test_losses_are_finite_and_reach_every_parameter(keep: tuple[str, ...], norm: str) -> None:
+    """Also without an instance: DistributedDataParallel waits for each parameter's gradient."""
+    model = make_model(dataclasses.replace(CONFIG, norm=norm))  # type: ignore[arg-type]
+    losses = losses_of(model, batch_of(*keep))
+    assert losses.keys() == LOSSES
+    for name, loss in losses.items():
+        assert loss.shape == ()
+        assert loss.isfinite(), name
+        assert loss >= 0, name
+    empty = "all" not in keep
+    assert (losses["mask"] == 0) == (losses["maskiou"] == 0) == (losses["box"] == 0) == empty
+    assert losses["rpn_objectness"] > 0
+    torch.stack(list(losses.values())).sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+
+
+def test_an_empty_image_beside_a_full_one_trains_on_both() -> None:
+    """The empty image's RoIs are all background; the full one's positive RoIs keep their own instances."""
+    model, batch = make_model().train(), batch_of("none", "all")
+    assert batch.targets is not None
+    boxes = torch.tensor([[[0.0, 0, 30, 30], [40, 40, 90, 90]]]).expand(2, -1, -1)
+    proposals = Proposals(boxes, torch.tensor([[True, True], [True, False]]))
+    rois, labels, instance, valid = model.sample_rois(proposals, batch.targets, batch.draws)
+    count = int(batch.targets.valid[1].sum())
+    assert not labels[0].any()
+    assert int(valid[0].sum()) == 2
+    positive = labels[1] > 0
+    assert int(positive.sum()) == min(count, CONFIG.roi.positive_samples)
+    assert torch.equal(rois[1, positive], batch.targets.boxes[1, instance[1, positive]])  # the instances themselves
+    assert torch.equal(labels[1, positive], batch.targets.labels[1, instance[1, positive]])
+    assert int(valid[1].sum()) <= count + 1  # the proposal that is not valid is never drawn as background,
+    ghost = batch.targets.boxes[:, :1] + 0.5
+    proposals = Proposals(ghost, torch.zeros(2, 1, dtype=torch.bool))
+    for step in range(5):
+        rois, labels, _, valid = model.sample_rois(proposals, batch.targets, batch.draws + step)
+        assert not (valid & (rois == ghost).all(-1)).any()  # nor as a positive RoI
+        assert not (labels.bool() & ~valid).any()
+
+
+def test_the_maskiou_loss_reaches_trunk_and_mask_head() -> None:
+    """No stop-gradient on the MaskIoU head's input (Fig. 3); the mask head is reached through the mask alone."""
+    model = make_model(sure=True)
+    loss = losses_of(model, batch_of("all", "all"))["maskiou"]
+    assert loss > 0
+    loss.backward()
+    for part in (model.backbone.trunk.conv1, model.backbone.fpn, *model.mask.convs, model.mask.logits, model.maskiou):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    for part in (model.box, model.rpn):
+        assert all(p.grad is None or not p.grad.any() for p in part.parameters())
+
+
+def test_the_maskiou_loss_reaches_the_trunk_through_the_feature() -> None:
+    """With a mask that the feature does not change, what is left is the path through the RoI feature."""
+    model = make_model(sure=True)
+    torch.nn.init.zeros_(model.mask.logits.weight)
+    torch.nn.init.ones_(model.mask.logits.get_parameter("bias"))
+    losses_of(model, batch_of("all", "all"))["maskiou"].backward()
+    gradient = model.backbone.trunk.conv1.weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
+def test_weight_and_tau_of_the_maskiou_loss() -> None:
+    batch = batch_of("all", "all")
+    plain = losses_of(make_model(sure=True), batch)
+    config = dataclasses.replace(CONFIG, maskiou=MaskIoUConfig(weight=3.0))
+    heavy = losses_of(make_model(config, sure=True), batch)
+    torch.testing.assert_close(heavy["maskiou"], 3 * plain["maskiou"])
+    torch.testing.assert_close(heavy["mask"], plain["mask"])
+    strict = losses_of(make_model(dataclasses.replace(CONFIG, maskiou=MaskIoUConfig(tau=0.95)), sure=True), batch)
+    assert strict["maskiou"] == 0  # no initial mask is that good
+
+
+def test_losses_follow_the_draws_alone() -> None:
+    """The same draws, the same samples; others, others; no global random state."""
+    batch = batch_of("all", "all")
+    torch.manual_seed(1)
+    one = losses_of(make_model(sure=True), batch)
+    model = make_model(sure=True)
+    torch.manual_seed(2)
+    again = losses_of(model, batch)
+    other = losses_of(model, dataclasses.replace(batch, draws=batch.draws + 2))
+    assert all(torch.equal(one[name], again[name]) for name in LOSSES)
+    assert any(not torch.equal(one[name], other[name]) for name in ("rpn_objectness", "class"))
+
+
+def test_detections_are_in_the_image_ranked_and_scored() -> None:
+    model = make_model(sure=True)
+    batch = batch_of("all", "all", training=False)
+    batch = dataclasses.replace(batch, sizes=torch.tensor([[80.0, 96], [96, 70]]))  # the rest counts as padding
+    found = detections_of(model, batch)
+    assert found.boxes.shape == (2, 30, 4)
+    assert found.masks.shape == (2, 30, 28, 28)
+    assert found.valid.sum(1).min() > 5
+    for b, (h, w) in enumerate(batch.sizes.tolist()):
+        valid = found.valid[b]
+        boxes, scores = found.boxes[b, valid], found.class_scores[b, valid]
+        assert (boxes >= 0).all()
+        assert (boxes[:, [0, 2]] <= w).all()
+        assert (boxes[:, [1, 3]] <= h).all()
+        assert ((boxes[:, 2:] - boxes[:, :2]) >= 0.01).all()
+        assert (scores.diff() <= 0).all()
+        assert (scores > CONFIG.selection.score_threshold).all()
+        assert set(found.labels[b, valid].tolist()) <= {1, 2, 3}
+        assert ((found.masks[b, valid] > 0) & (found.masks[b, valid] < 1)).all()
+    assert len(found.maskious[found.valid].unique()) > 5
+    assert torch.equal(found.mask_scores, found.class_scores * found.maskious)
+
+
+def test_a_batch_gives_what_its_images_give() -> None:
+    model = make_model(sure=True)
+    images, truths = zip(*(shape_image(i) for i in range(2)), strict=True)
+    both = detections_of(model, make_batch(images, truths, DATA))
+    for b in range(2):
+        one = detections_of(model, make_batch(images[b : b + 1], truths[b : b + 1], DATA))
+        valid = one.valid[0]
+        assert valid.sum() > 5
+        assert torch.equal(both.valid[b], valid)
+        assert torch.equal(both.labels[b, valid], one.labels[0, valid])
+        for name in ("boxes", "class_scores", "maskious", "masks", "mask_scores"):
+            got, want = getattr(both, name)[b, valid], getattr(one, name)[0, valid]
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_maskiou_head_does_not_touch_boxes_or_their_ranking() -> None:
+    model, batch = make_model(sure=True), batch_of("all", "all", training=False)
+    before = detections_of(model, batch)
+    with torch.no_grad():
+        for p in model.maskiou.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3)))
+    after = detections_of(model, batch)
+    for name in ("boxes", "labels", "class_scores", "masks", "valid"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert not torch.allclose(before.maskious, after.maskious)
+    assert not torch.allclose(before.mask_scores, after.mask_scores)
+
+
+def test_maskiou_of_a_detection_is_that_of_its_class() -> None:
+    """A head that answers each class with its number shows which output was read."""
+    model = make_model(sure=True)
+    torch.nn.init.zeros_(model.maskiou.iou.weight)
+    model.maskiou.iou.bias.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    found = detections_of(model, batch_of("all", "all", training=False))
+    assert len(found.labels[found.valid].unique()) > 1
+    torch.testing.assert_close(found.maskious[found.valid], found.labels[found.valid].float())
+
+
+def test_nothing_found_is_no_error() -> None:
+    model = make_model()
+    model.box.score.bias.data[0] = 50.0  # everything is background
+    found = detections_of(model, batch_of("none", training=False))
+    assert not found.valid.any()
+    assert found.boxes.isfinite().all()
