@@ -23,7 +23,7 @@ def require(condition: bool, name: str, value: object, accepted: str) -> None:
 
 @dataclass(frozen=True)
 class RPNConfig:
-    """Region proposals (Faster R-CNN with FPN; the paper, section 4.2)."""
+    """Region proposals (Faster R-CNN with FPN; the paper, section 4.1)."""
 
     positive_iou: float = 0.7
     """an anchor with at least this IoU with an instance is positive"""
@@ -53,7 +53,7 @@ class RPNConfig:
 
 @dataclass(frozen=True)
 class RoIConfig:
-    """RoIs that train the heads (the paper, section 4.2)."""
+    """RoIs that train the heads (the paper, section 4.1)."""
 
     samples: int = 512
     """RoIs an image in training"""
@@ -75,7 +75,7 @@ class RoIConfig:
 
 @dataclass(frozen=True)
 class MaskIoUConfig:
-    """The MaskIoU head's training (the paper, sections 3.2 and 4.4)."""
+    """The MaskIoU head's training (the paper, sections 3.2 and 4.3)."""
 
     tau: float = 0.0
     """train on RoIs whose MaskIoU is strictly above this (Table 6)"""
@@ -167,7 +167,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SolverConfig:
-    """Synchronous SGD with warm-up and step decay (the paper, section 4.2)."""
+    """Synchronous SGD with warm-up and step decay (the paper, section 4.1)."""
 
     epochs: int = 18
     decay_epochs: tuple[int, ...] = (14, 17)
@@ -207,7 +207,7 @@ class SolverConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sizes at which the network sees images (the paper, section 4.2)."""
+    """Sizes at which the network sees images (the paper, section 4.1)."""
 
     short_side: int = 600
     """the shorter side is resized to this many pixels, ..."""

@@ -71,5 +71,5 @@ class PyramidPooler:
         shifted = scaled + torch.stack([left, zero, left, zero], dim=1)  # [N, 4]
         # RoIAlign (not "aligned") takes a RoI under one cell wide as one cell wide, from its corner on: so here too,
         # since the canvas has the scale of the cells.
-        rois = torch.cat([image[:, None].to(shifted.dtype), shifted], dim=1).to(self.canvas.dtype)  # [N, 5]
+        rois = torch.cat([image[:, None].to(shifted.dtype), shifted], dim=1)  # [N, 5]
         return roi_align(self.canvas, rois, size, spatial_scale=1.0, sampling_ratio=POINTS, aligned=False)

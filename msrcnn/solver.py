@@ -1,4 +1,4 @@
-"""Optimiser and learning rate (the paper, section 4.2)."""
+"""Optimiser and learning rate (the paper, section 4.1)."""
 
 from __future__ import annotations
 

@@ -79,6 +79,8 @@ def load_model(path: Path) -> Checkpoint:
     value = read_plain(path, "a model checkpoint")
     if value.get("format") != FORMAT:
         raise InputError(f"{path}: checkpoint format {value.get('format')!r}, this program reads {FORMAT}")
+    if missing := sorted({"model", "data", "categories", "weights"} - set(value)):
+        raise InputError(f"{path}: not a model checkpoint ({missing[0]!r} is missing); use another")
     model = MaskScoringRCNN(model_config_from_dict(value["model"]))
     try:
         model.load_state_dict(value["weights"])

@@ -107,7 +107,7 @@ def test_round_trip_of_every_preset(name: str) -> None:
 
 
 def test_the_papers_row() -> None:
-    """Section 4.2 and Table 1, first row."""
+    """Section 4.1 and Table 1, first row."""
     preset = find_preset("r18-fpn")
     assert (preset.data.short_side, preset.data.long_side) == (600, 1000)
     assert preset.model.levels == (4, 5)

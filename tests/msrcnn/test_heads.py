@@ -191,7 +191,7 @@ def multiply_accumulates(head: torch.nn.Module, *inputs: Tensor) -> float:
 
 
 def test_the_heads_cost_what_the_paper_says() -> None:
-    """Section 4.5: 0.39 G and 0.53 G multiply-accumulates a RoI."""
+    """Section 4.4: 0.39 G and 0.53 G multiply-accumulates a RoI."""
     features = torch.zeros(1, 256, 14, 14)
     maskiou, mask = MaskIoUHead(256, 1024, 80), MaskHead(256, 80)
     assert multiply_accumulates(maskiou, features, torch.zeros(1, 28, 28)) == pytest.approx(0.39, abs=0.005)
