@@ -44,11 +44,11 @@ def summary_lines(summary: Summary) -> Iterable[str]:
         f"(bootstrap over images); oracle gap {100 * ap.oracle_gap:.1f} AP, closed {ap.oracle_gap_closed:.2f}"
     )
     for title, part in (
-        ("all detections", summary.maskiou.all_detections),
-        ("matched detections (IoU >= 0.5)", summary.maskiou.matched),
+        ("detections", summary.maskiou.all_detections),
+        ("matched detections (true MaskIoU >= 0.5)", summary.maskiou.matched),
     ):
         yield (
-            f"correlation with the true MaskIoU over {part.count} {title}: predicted MaskIoU "
+            f"over {part.count} {title}, correlation with the true MaskIoU: predicted MaskIoU "
             f"{part.maskiou_pearson:.3f}, class score {part.class_pearson:.3f} "
             f"(Spearman {part.maskiou_spearman:.3f}, {part.class_spearman:.3f})"
         )
