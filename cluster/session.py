@@ -30,8 +30,6 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         InputError: no cluster answers at the address.
     """
-    # Read when ray.data is imported, so before that: its newer data source starts footer readers every epoch.
-    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

@@ -305,7 +305,8 @@ def model_config_from_dict(value: dict[str, Any]) -> ModelConfig:
 
 def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
     """The fields in which two configurations (as `to_dict` gives them) differ, as 'name: old -> new'."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) or isinstance(new, dict):
+        old, new = (value if isinstance(value, dict) else {} for value in (old, new))
         return [
             line
             for key in sorted({*old, *new})

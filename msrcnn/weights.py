@@ -78,14 +78,21 @@ def load_model(path: Path) -> Checkpoint:
     """
     value = read_plain(path, "a model checkpoint")
     if value.get("format") != FORMAT:
-        raise InputError(f"{path}: checkpoint format {value.get('format')!r}, this program reads {FORMAT}")
-    if missing := sorted({"model", "data", "categories", "weights"} - set(value)):
-        raise InputError(f"{path}: not a model checkpoint ({missing[0]!r} is missing); use another")
-    model = MaskScoringRCNN(model_config_from_dict(value["model"]))
+        raise InputError(
+            f"{path}: checkpoint format {value.get('format')!r}, this program reads {FORMAT}; "
+            "give a run directory or its model.pt"
+        )
     try:
-        model.load_state_dict(value["weights"])
+        model = MaskScoringRCNN(model_config_from_dict(value["model"]))
+        categories = tuple((int(n), int(i), str(s)) for n, i, s in value["categories"])
+        data = DataConfig(**value["data"])
+        weights = dict(value["weights"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path}: not a model checkpoint ({what}); give a run directory or its model.pt") from None
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         line = " ".join(str(error).split())[:300]
         raise InputError(f"{path}: weights do not fit the model configuration beside them: {line}") from None
-    categories = tuple((int(n), int(i), str(s)) for n, i, s in value["categories"])
-    return Checkpoint(model.eval(), DataConfig(**value["data"]), categories)
+    return Checkpoint(model.eval(), data, categories)

@@ -160,6 +160,11 @@ def main() -> None:
             raise
         print(f"msrcnn: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"msrcnn: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         if debug:
             raise

@@ -30,6 +30,8 @@ from pipelines.tracking import Tracker
 
 DETECTIONS = "detections"
 SUMMARY = "summary.json"
+UNFINISHED = ".unfinished"
+"""Marks a folder whose detections an interrupted evaluation left, and which the next may replace."""
 
 
 def plain(value: Any) -> Any:
@@ -45,7 +47,7 @@ def check_output(out: Path) -> None:
     """Raises InputError where `out` holds something that is not ours to replace, or a finished evaluation."""
     if (out / SUMMARY).exists():
         raise InputError(f"{out}: already holds an evaluation; choose another --out or delete it")
-    if out.exists() and any(p.name != DETECTIONS and not p.name.startswith(".") for p in out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
         raise InputError(f"{out}: is not empty; choose another --out")
 
 
@@ -67,22 +69,31 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
                      f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
         raise InputError(f"{weights}: its categories are not those of {config.shards} ({wrong}); "
                          "use a model that was trained for this data set")  # fmt: skip
-    address = config.tracking or (record.mlflow_address if record else None)
-    tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, f"evaluate {out.name}")
+    out.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
+    (out / UNFINISHED).touch()
+    joined = record if record and config.tracking in (None, record.mlflow_address) else None
+    tracker = Tracker(
+        joined.mlflow_address if joined else config.tracking, config.experiment,
+        joined.mlflow_run if joined else None, f"evaluate {out.name}",
+    )  # fmt: skip
     try:
         detect(config, manifest, weights, out, log)
         summary = score(manifest, read_detections(out / DETECTIONS), config.bootstrap, config.seed)
+        for line in summary_lines(summary):
+            log(line)
         with written_aside(out / SUMMARY) as aside:
             value = {"model": str(weights), "shards": manifest.fingerprint, **plain(asdict(summary))}
             aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        (out / UNFINISHED).unlink()
+    except BaseException:
+        tracker.close("FINISHED" if joined else "FAILED")  # the training that the run belongs to did not fail
+        raise
+    try:
         tracker.metrics(summary_metrics(summary))
         tracker.artifact(out / SUMMARY, f"evaluation-{manifest.name}")
-    except BaseException:
-        tracker.close("FINISHED" if record else "FAILED")  # the training that the run belongs to did not fail
-        raise
+    except Exception as error:  # the numbers are on disk; a server that is gone is no reason to compute them again
+        log(f"warning: MLflow at {tracker.address} did not take the numbers ({error}); they are in {out / SUMMARY}")
     tracker.close()
-    for line in summary_lines(summary):
-        log(line)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 

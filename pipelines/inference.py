@@ -102,7 +102,8 @@ def infer(rows: ray.data.Dataset, weights: Path, *, batch: int, actors: int, gpu
         raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
     actors = max(1, min(actors, available))
     # On CPUs, as many threads as keep all cores of a node busy when fewer processes than cores were asked for.
-    threads = 1 if gpu else max(1, available // actors)
+    node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
+    threads = 1 if gpu else max(1, min(node, available // actors))
     share = {"num_gpus": 1, "num_cpus": 1} if gpu else {"num_cpus": ACTOR_CPUS * threads}
     return rows.map_batches(
         Detector,

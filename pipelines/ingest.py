@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 from ray.data.collate_fn import ArrowBatchCollateFn
@@ -35,14 +33,6 @@ def truths_of(table: pa.Table) -> list[ImageTruth]:
     return truths
 
 
-@dataclass(frozen=True)
-class Fed:
-    """A batch as it reaches a training step."""
-
-    batch: Batch
-    epoch: int  # of its first image
-
-
 class TrainingCollate(ArrowBatchCollateFn):
     """Shard rows to a training batch; runs in several threads."""
 
@@ -50,7 +40,7 @@ class TrainingCollate(ArrowBatchCollateFn):
         self.config = config
         self.seed = seed
 
-    def __call__(self, batch: pa.Table) -> Fed:  # type: ignore[override]  # Ray takes any object
+    def __call__(self, batch: pa.Table) -> Batch:  # type: ignore[override]  # Ray takes any object
         truths, epochs = truths_of(batch), batch["epoch"].to_pylist()
         draws = [draw(self.seed, e, t.image_id) for e, t in zip(epochs, truths, strict=True)]
-        return Fed(make_batch(batch["image"].to_pylist(), truths, self.config, draws), epochs[0])
+        return make_batch(batch["image"].to_pylist(), truths, self.config, draws)

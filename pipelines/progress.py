@@ -13,7 +13,7 @@ import ray
 POLL_SECONDS = 0.5
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0)
 class Mailbox:
     """Keeps what workers send until the driver takes it."""
 
@@ -33,8 +33,8 @@ class Mailbox:
 class Follower:
     """Takes records from a mailbox on a thread, appends them to a file as JSON lines and hands each to `on_record`.
 
-    Use it as a context; leaving it takes what is left in the mailbox first. An error of `on_record` ends the
-    following of that record only and is kept in `error`: reporting never stops training.
+    Use it as a context; leaving it takes what is left in the mailbox first. The last
+    error on the way is kept in `error`: reporting never stops training.
     """
 
     def __init__(self, mailbox: Any, path: Path, on_record: Callable[[dict[str, Any]], None]) -> None:
@@ -48,16 +48,22 @@ class Follower:
             self._take()
 
     def _take(self) -> None:
-        records = ray.get(self.mailbox.take.remote())
-        if not records:
-            return
-        with self.path.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(record) + "\n" for record in records)
-        for record in records:
-            try:
-                self.on_record(record)
-            except Exception as error:  # a tracking server that is down, say
-                self.error = error
+        try:
+            for record in ray.get(self.mailbox.take.remote()):
+                self._handle(record)
+        except Exception as error:  # the mailbox's node is gone, say
+            self.error = error
+
+    def _handle(self, record: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
+        except OSError as error:  # a full disk, say
+            self.error = error
+        try:
+            self.on_record(record)
+        except Exception as error:  # a tracking server that is down, say
+            self.error = error
 
     def __enter__(self) -> Follower:
         self._thread.start()

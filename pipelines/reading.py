@@ -63,51 +63,72 @@ def window_order(rows: int, seed: int, epoch: int, window: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Window:
-    """What one reading task is to do: read these row groups, permute their rows, emit the first `rows`."""
+class Piece:
+    """What one reading task is to do: permute the rows of each window, join them, emit `rows` of them from `start`."""
 
     seed: int
     epoch: int
-    number: int
+    start: int
     rows: int
-    groups: list[RowGroup]
+    numbers: list[int]  # of the windows, in the epoch
+    windows: list[list[RowGroup]]
 
     def columns(self) -> dict[str, Any]:
         """As one row that Arrow understands."""
-        paths, indices = [g.path for g in self.groups], [g.index for g in self.groups]
-        return {"seed": self.seed, "epoch": self.epoch, "number": self.number, "rows": self.rows,
-                "paths": paths, "indices": indices}  # fmt: skip
+        return {
+            "seed": self.seed, "epoch": self.epoch, "start": self.start, "rows": self.rows, "numbers": self.numbers,
+            "paths": [[g.path for g in w] for w in self.windows],
+            "indices": [[g.index for g in w] for w in self.windows],
+        }  # fmt: skip
 
 
-def training_plan(groups: Sequence[RowGroup], seed: int, epochs: Sequence[int], rows_per_epoch: int) -> list[Window]:
-    """The windows of the given epochs in order.
+def training_plan(
+    groups: Sequence[RowGroup], seed: int, epochs: Sequence[int], steps: int, workers: int, share: int
+) -> list[Piece]:
+    """The pieces of the given epochs in order.
 
-    An epoch emits its first `rows_per_epoch` rows (a whole number of steps), the remainder is left out of it.
+    Ray Data gives each worker whole blocks, the next one to the worker that has had the fewest rows. So pieces come in
+    rounds of one a worker, all of one size and a multiple of a worker's images a step: every worker has its part of an
+    epoch before any gets the next one's. An epoch emits `steps * workers * share` rows, the remainder is left out.
+
+    Args:
+        groups: the data set's row groups.
+        seed, epochs: what the order follows from.
+        steps: an epoch's.
+        workers: training processes.
+        share: images a worker takes in a step.
     """
-    plan = []
+    plan: list[Piece] = []
     for epoch in epochs:
-        left = rows_per_epoch
-        for number, window in enumerate(epoch_windows(groups, seed, epoch)):
-            rows = min(left, sum(g.rows for g in window))
-            if rows:
-                plan.append(Window(seed, epoch, number, rows, window))
-            left -= rows
+        windows = epoch_windows(groups, seed, epoch)
+        sizes = [sum(g.rows for g in w) for w in windows]
+        ends = np.cumsum(sizes)
+        most = max(sizes[0] // share, 1) * share
+        done, total = 0, steps * workers * share
+        while done < total:
+            rows = min(most, (total - done) // workers)
+            for begin in range(done, done + rows * workers, rows):
+                first, last = np.searchsorted(ends, [begin, begin + rows - 1], side="right")
+                numbers = list(range(int(first), int(last) + 1))
+                start = begin - int(ends[first] - sizes[first])
+                plan.append(Piece(seed, epoch, start, rows, numbers, [windows[n] for n in numbers]))
+            done += rows * workers
     return plan
 
 
-def _read_window(plan: pa.Table) -> Iterator[pa.Table]:
-    for w in plan.to_pylist():
-        table = read_rows(w["paths"], w["indices"])
-        order = window_order(table.num_rows, w["seed"], w["epoch"], w["number"])[: w["rows"]]
-        table = table.take(pa.array(order))
-        yield table.append_column("epoch", pa.array(np.full(len(order), w["epoch"], dtype=np.int32)))
+def _read_piece(plan: pa.Table) -> Iterator[pa.Table]:
+    for piece in plan.to_pylist():
+        tables = []
+        for number, paths, indices in zip(piece["numbers"], piece["paths"], piece["indices"], strict=True):
+            table = read_rows(paths, indices)
+            tables.append(table.take(pa.array(window_order(table.num_rows, piece["seed"], piece["epoch"], number))))
+        rows = pa.concat_tables(tables).slice(piece["start"], piece["rows"])
+        yield rows.append_column("epoch", pa.array(np.full(piece["rows"], piece["epoch"], dtype=np.int32)))
 
 
-def training_rows(
-    groups: Sequence[RowGroup], seed: int, epochs: Sequence[int], rows_per_epoch: int
-) -> ray.data.Dataset:
-    """A stream of shard rows with a column `epoch`, over all the given epochs."""
-    return _tasks([w.columns() for w in training_plan(groups, seed, epochs, rows_per_epoch)], _read_window)
+def training_rows(plan: Sequence[Piece]) -> ray.data.Dataset:
+    """A stream of shard rows with a column `epoch`, a block a piece."""
+    return _tasks([piece.columns() for piece in plan], _read_piece)
 
 
 def _read_group(plan: pa.Table) -> Iterator[pa.Table]:

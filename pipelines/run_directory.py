@@ -2,13 +2,17 @@
 
 run.json        settings, data set and MLflow run; written first
 metrics.jsonl   one line a record, as training reported it
-epoch-...       checkpoints, kept by Ray Train
+step-...        checkpoints, kept by Ray Train, with its checkpoint_manager_snapshot.json
+.lock           held by the process that trains
 model.pt        the finished model; its presence means that the training is complete
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from pipelines.manifest import written_aside
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 MODEL = "model.pt"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def read_record(folder: Path) -> RunRecord | None:
         return None
     try:
         return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a run's record ({error}); choose another --run") from None
 
 
@@ -65,6 +70,31 @@ def check_same(folder: Path, record: RunRecord, settings: dict[str, Any]) -> Non
         raise InputError(
             f"{folder}: holds a run with other settings ({shown}); choose another --run or the same settings"
         )
+
+
+def drop_records_after(folder: Path, step: int) -> None:
+    """Leaves in metrics.jsonl the records up to `step`: those after it belong to steps that are run again."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    with written_aside(path) as aside:
+        aside.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this machine out of the run directory.
+
+    Raises:
+        InputError: another process is in it.
+    """
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is training in it; wait or choose another --run") from None
+        yield
 
 
 def find_model(path: Path) -> tuple[Path, RunRecord | None]:

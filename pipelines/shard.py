@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # imported where they are used: the command line's --help mus
 
 REJECTED = "rejected.parquet"
 PROGRESS_SECONDS = 5.0
+UNFINISHED = ".unfinished"
+"""Marks a folder in which an interrupted sharding left files, which the next may replace."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
             }
             manifest = Manifest(out, meta.name, categories, tuple(parts), counts, source)
             write_manifest(manifest)
+            (out / UNFINISHED).unlink()
         except BaseException:
             _remove_leftovers(out)
             raise
@@ -134,6 +137,8 @@ def _check_folders(out: Path, images: Path) -> None:
         raise InputError(f"{out}: already holds {_held(out)}; choose another --out or delete it")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose a folder for --out")
+    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+        raise InputError(f"{out}: is not empty; choose another --out")
 
 
 def _held(out: Path) -> str:
@@ -157,10 +162,8 @@ def _prepare(out: Path) -> None:
     """Makes the folder and removes what an unfinished attempt left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / UNFINISHED).touch()
         _remove_leftovers(out)
-        probe = out / f"{REJECTED}.tmp-probe"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -11,7 +12,8 @@ from typing import Any
 
 from msrcnn.errors import InputError
 
-DEFAULT_ADDRESS = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+DEFAULT_ADDRESS = f"{SQLITE}mlflow.db"
 MAX_PARAM = 500
 """Longest parameter value that MLflow takes everywhere."""
 
@@ -23,6 +25,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def absolute(address: str) -> str:
+    """The address, valid in every folder: a SQLite file's path is made absolute and its folder made.
+
+    Raises:
+        InputError: it names no file that can be a SQLite database.
+    """
+    if not address.startswith("sqlite:"):
+        return address
+    name = address.removeprefix(SQLITE)
+    database = Path(name).absolute()
+    if name == address or not name or database.is_dir():
+        raise InputError(f"MLflow at {address}: not a SQLite file; give --tracking {SQLITE}PATH/mlflow.db")
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        head = database.read_bytes()[:16] if database.exists() else b""
+    except OSError as error:
+        raise InputError(f"MLflow at {address}: {error.strerror}; give another --tracking") from None
+    if head and head != b"SQLite format 3\0":
+        raise InputError(f"MLflow at {address}: the file is no SQLite database; give another --tracking")
+    return f"{SQLITE}{database}"
 
 
 class Tracker:
@@ -43,26 +67,25 @@ class Tracker:
         for name in ("mlflow", "alembic"):  # they report each table of a new database
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
-        self.address = address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS
+        self.address = absolute(address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS)
         try:
             self.client = MlflowClient(self.address)
             self.run_id = run_id or self._new_run(experiment, run_name)
             if run_id:
                 self.client.update_run(run_id, status="RUNNING")
-        except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except InputError:
+            raise
+        except Exception as error:  # a database, a server or a driver of any kind
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"MLflow at {self.address}: {reason}; give another --tracking") from None
 
     def _new_run(self, experiment: str, run_name: str) -> str:
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             location = None
-            if self.address.startswith("sqlite:///"):  # artifacts beside the database, not wherever we are
-                database = Path(self.address.removeprefix("sqlite:///")).absolute()
-                database.parent.mkdir(parents=True, exist_ok=True)
-                location = (database.parent / "mlartifacts").as_uri()
+            if self.address.startswith(SQLITE):  # artifacts beside the database, not wherever we are
+                location = (Path(self.address.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
             experiment_id = self.client.create_experiment(experiment, artifact_location=location)
         else:
             experiment_id = found.experiment_id
@@ -89,5 +112,6 @@ class Tracker:
         self.client.log_artifact(self.run_id, str(path), folder)
 
     def close(self, status: str = "FINISHED") -> None:
-        """Ends the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """Ends the run: FINISHED, FAILED or KILLED. A server that is gone must not hide why the run ends."""
+        with contextlib.suppress(Exception):
+            self.client.set_terminated(self.run_id, status)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.data
 import ray.train
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
@@ -26,8 +29,17 @@ from msrcnn.errors import InputError
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import TrainConfig
 from pipelines.progress import Follower, Mailbox, duration
-from pipelines.reading import RowGroup, row_groups, training_rows
-from pipelines.run_directory import METRICS, MODEL, RunRecord, check_same, read_record, write_record
+from pipelines.reading import RowGroup, row_groups, training_plan, training_rows
+from pipelines.run_directory import (
+    METRICS,
+    MODEL,
+    RunRecord,
+    check_same,
+    drop_records_after,
+    locked,
+    read_record,
+    write_record,
+)
 from pipelines.tracking import Tracker
 from pipelines.train_loop import POSITION, Job, checkpoint_name, train_loop
 
@@ -52,20 +64,24 @@ def next_step(run: Path) -> int:
     return json.loads((run / latest["checkpoint_dir_name"] / POSITION).read_text())["step"]
 
 
-def remaining_rows(groups: list[RowGroup], job: Job, run: Path) -> ray.data.Dataset:
+def remaining_rows(groups: list[RowGroup], job: Job, run: Path, workers: int) -> ray.data.Dataset:
     """The stream of images from the run's last checkpoint on. Called anew whenever a worker group starts."""
     step = next_step(run)
     first, last = step // job.steps_per_epoch, -(-job.total_steps // job.steps_per_epoch)
     epochs = range(min(first, last - 1), last)  # Ray Data wants rows even where all steps are done
-    return training_rows(groups, job.solver.seed, epochs, job.steps_per_epoch * job.solver.batch)
+    share = job.solver.batch // workers
+    return training_rows(training_plan(groups, job.solver.seed, epochs, job.steps_per_epoch, workers, share))
 
 
 def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
     """The workers' job, but for the mailbox, and the settings by which a run is recognised.
 
     Raises:
-        InputError: the data set is smaller than one step.
+        InputError: the data set is smaller than one step, or layers would be frozen at random values.
     """
+    if config.model.norm == "frozen_bn" or config.model.frozen_stages:
+        raise InputError("--model.norm frozen_bn and --model.frozen-stages need ImageNet weights, which this version "
+                         "cannot load; add --model.norm group_norm --model.frozen-stages 0")  # fmt: skip
     steps = manifest.rows // config.solver.batch
     if steps == 0:
         raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
@@ -89,7 +105,6 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         "solver": to_dict(config.solver),
         "data": to_dict(config.data),
         "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
-        "max_steps": config.max_steps,
     }
     return job, settings
 
@@ -109,20 +124,26 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
         raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
     if record is not None:
         check_same(run, record, settings)
-        if (run / MODEL).is_file():
+        if (run / MODEL).is_file() and next_step(run) >= job.total_steps:
             log(f"{run}: already trained, nothing to do")
             return TrainReport(run / MODEL, job.total_steps, 0.0)
-    tracker = Tracker(config.tracking, config.experiment, record.mlflow_run if record else None, run.name)
+    run.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
+    address = config.tracking or (record.mlflow_address if record else None)
+    tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name)
     if record is None:
         tracker.params({**settings, "workers": config.workers, "gpu": config.gpu})
         write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
     log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
         f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
     try:
-        with connect(config.address):
+        with locked(run), connect(config.address):
+            check_resources(config)
+            drop_records_after(run, next_step(run))
             fit(config, job, manifest, run, tracker, log)
-        finish(run, job)
-        tracker.artifact(run / MODEL, "model")
+        last = finished_checkpoint(run, job)
+        tracker.artifact(last, "model")
+        with written_aside(run / MODEL) as aside:  # its presence says that all is done
+            aside.write_bytes(last.read_bytes())
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -132,36 +153,59 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
     return TrainReport(run / MODEL, job.total_steps, seconds)
 
 
+def worker_resources(config: TrainConfig) -> dict[str, float]:
+    """What a worker asks of the cluster.
+
+    Two cores must hold a worker and its readers: half a CPU leaves room for both.
+    """
+    return {"GPU": 1, "CPU": 1} if config.gpu else {"CPU": 0.5}
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Raises InputError where the cluster can never hold the workers; Ray Train would wait for ever."""
+    for name, need in worker_resources(config).items():
+        wanted, there = need * config.workers, ray.cluster_resources().get(name, 0)
+        if wanted > there:
+            raise InputError(f"--workers {config.workers}: they need {wanted:g} {name}, the Ray cluster has {there:g}; "
+                             "ask for fewer, leave out --gpu, or join another --address")  # fmt: skip
+
+
 def fit(
     config: TrainConfig, job: Job, manifest: Manifest, run: Path, tracker: Tracker, log: Callable[[str], None]
 ) -> None:
     """Runs the worker group to the end, following what it reports."""
     mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     groups = row_groups(manifest)
-    # Two cores must hold a worker and its readers: a fraction of a CPU each leaves room for both.
-    resources = {"GPU": 1, "CPU": 1} if config.gpu else {"CPU": 0.5}
     options = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": replace(job, mailbox=mailbox)},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=config.gpu, resources_per_worker=worker_resources(config)
+        ),
         run_config=RunConfig(
             name=run.name, storage_path=str(run.parent), checkpoint_config=CheckpointConfig(num_to_keep=2)
         ),
-        datasets={"train": partial(remaining_rows, groups, job, run)},
-        dataset_config=ray.train.DataConfig(execution_options=options),
+        datasets={"train": partial(remaining_rows, groups, job, run, config.workers)},
+        dataset_config=ray.train.DataConfig(execution_options=options, enable_shard_locality=False),
     )
     reporter = Reporter(job, tracker, log)
     with Follower(mailbox, run / METRICS, reporter) as follower:
+        interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
+        except SystemExit:  # what Ray Train makes of Ctrl-C
+            raise KeyboardInterrupt from None
         except ray.train.WorkerGroupError as error:
             for failure in error.worker_failures.values():
                 if isinstance(failure, InputError):
                     raise failure from None
             raise
+        finally:  # it leaves its own handler behind
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
     if follower.error is not None:
-        log(f"warning: MLflow did not take every record ({follower.error}); they are all in {run / METRICS}")
+        log(f"warning: not every record was reported ({follower.error}); see {run / METRICS}")
 
 
 class Reporter:
@@ -183,10 +227,9 @@ class Reporter:
         self.tracker.metrics({k: v for k, v in record.items() if k != "step"}, record["step"])
 
 
-def finish(run: Path, job: Job) -> None:
-    """Puts the last checkpoint's model at the run directory's top, which marks the training as complete."""
+def finished_checkpoint(run: Path, job: Job) -> Path:
+    """The model file of the run's last checkpoint, which must be that of the last step."""
     step = next_step(run)
     if step < job.total_steps:
         raise RuntimeError(f"{run}: the last checkpoint is at step {step} of {job.total_steps}")
-    with written_aside(run / MODEL) as aside:
-        aside.write_bytes((run / checkpoint_name(step) / MODEL).read_bytes())
+    return run / checkpoint_name(step) / MODEL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -21,7 +22,7 @@ from msrcnn.errors import InputError
 from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
 from msrcnn.structures import Batch
 from msrcnn.weights import load_model, read_plain, save_model, write_aside
-from pipelines.ingest import Fed, TrainingCollate
+from pipelines.ingest import TrainingCollate
 from pipelines.run_directory import MODEL
 
 REPORT_STEPS = 20
@@ -126,19 +127,17 @@ def restore_checkpoint(model: MaskScoringRCNN, optimizer: torch.optim.Optimizer)
     return state["step"]
 
 
-def batches(job: Job, device: torch.device) -> Iterator[Batch]:
-    """This worker's share of every step's images."""
+def batches(job: Job, device: torch.device, skip: int) -> Iterator[Batch]:
+    """This worker's share of every step's images, without those of the first `skip` steps of the stream."""
     shard = ray.train.get_dataset_shard("train")
-    feed: Iterator[Fed] = iter(
-        shard.iter_torch_batches(
-            batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
-            collate_fn=TrainingCollate(job.data, job.solver.seed),
-            prefetch_batches=PREFETCH,
-            drop_last=True,
-        )
+    feed = shard.iter_torch_batches(
+        batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
+        collate_fn=TrainingCollate(job.data, job.solver.seed),
+        prefetch_batches=PREFETCH,
+        drop_last=True,
     )
-    for fed in feed:
-        yield fed.batch.to(device, non_blocking=True)
+    for batch in itertools.islice(feed, skip, None):
+        yield batch.to(device, non_blocking=True)
 
 
 def train_loop(config: dict[str, Job]) -> None:
@@ -154,7 +153,7 @@ def train_loop(config: dict[str, Job]) -> None:
     network = ray.train.torch.prepare_model(model, move_to_device=False)
     network.train()
 
-    feed = batches(job, device)
+    feed = batches(job, device, skip=step % job.steps_per_epoch)  # the stream begins with an epoch
     meter = Meter(job, rank, step)
     limit = job.solver.clip_norm or float("inf")
     while step < job.total_steps:

@@ -123,7 +123,7 @@ def _load_json(path: Path) -> dict[str, list[Any]]:
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(f"{path}: {what}; give the path of a COCO annotation file (JSON)") from error
-    except ValueError as error:  # also what is no text at all
+    except (ValueError, RecursionError) as error:  # also what is no text at all
         raise InputError(f"{path}: not valid JSON ({error}); it may be truncated: get or write it again") from error
     if not isinstance(content, dict):
         raise InputError(

@@ -139,7 +139,7 @@ def test_difference_lists_changed_fields() -> None:
     old, new = ModelConfig(), ModelConfig(channels=128, rpn=RPNConfig(nms_iou=0.5))
     assert difference(to_dict(old), to_dict(new)) == ["channels: 256 -> 128", "rpn.nms_iou: 0.7 -> 0.5"]
     assert difference(to_dict(old), to_dict(old)) == []
-    assert difference({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b: None -> {'c': 2}"]
+    assert difference({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b.c: None -> 2"]
 
 
 def test_configurations_cannot_be_changed_in_place() -> None:

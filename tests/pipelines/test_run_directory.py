@@ -1,10 +1,24 @@
 """A run directory knows its run and refuses another."""
 
+import subprocess
+import sys
+
 import pytest
 
 from msrcnn.config import PRESETS, to_dict
 from msrcnn.errors import InputError
-from pipelines.run_directory import MODEL, RUN, RunRecord, check_same, find_model, read_record, write_record
+from pipelines.run_directory import (
+    METRICS,
+    MODEL,
+    RUN,
+    RunRecord,
+    check_same,
+    drop_records_after,
+    find_model,
+    locked,
+    read_record,
+    write_record,
+)
 
 
 @pytest.fixture
@@ -41,3 +55,20 @@ def test_find_model(tmp_path, record):
     (tmp_path / MODEL).write_bytes(b"x")
     assert find_model(tmp_path) == (tmp_path / MODEL, record)
     assert find_model(tmp_path / MODEL) == (tmp_path / MODEL, record)
+
+
+def test_records_of_steps_that_run_again_are_dropped(tmp_path):
+    drop_records_after(tmp_path, 3)  # nothing there
+    (tmp_path / METRICS).write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n')
+    drop_records_after(tmp_path, 4)
+    assert (tmp_path / METRICS).read_text() == '{"step": 2}\n{"step": 4}\n'
+
+
+def test_one_process_at_a_time(tmp_path):
+    with locked(tmp_path):
+        code = "import sys; from pathlib import Path; from pipelines.run_directory import locked\n"
+        code += "with locked(Path(sys.argv[1])): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "another process is training in it" in other.stderr
+    with locked(tmp_path):
+        pass

@@ -39,7 +39,14 @@ def test_a_run_is_written_continued_and_read_back(tmp_path):
     assert Tracker(address, "study").client.get_experiment_by_name("study") is not None
 
 
-@pytest.mark.parametrize("address", ["sqlite:////proc/no/such/place.db", "nonsense://x"])
+@pytest.mark.parametrize("address", ["sqlite:////proc/no/such/place.db", "nonsense://x", "sqlite://", "sqlite:///."])
 def test_an_address_that_cannot_be_used(address):
-    with pytest.raises(InputError, match="give another --tracking"):
+    with pytest.raises(InputError, match=r"give (another )?--tracking"):
         Tracker(address, "study")
+
+
+def test_a_file_that_is_no_database(tmp_path):
+    (tmp_path / "thesis.txt").write_text("not a database at all")
+    with pytest.raises(InputError, match="no SQLite database"):
+        Tracker(f"sqlite:///{tmp_path}/thesis.txt", "study")
+    assert (tmp_path / "thesis.txt").read_text() == "not a database at all"
