@@ -1,0 +1,1 @@
+"""What a sweep varies: one file a table of the paper, plus hyper-parameters."""
