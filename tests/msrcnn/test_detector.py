@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from msrcnn.boxes import pairwise_iou
 from msrcnn.config import (
@@ -237,6 +238,28 @@ def test_each_option_detects(option: MaskIoUConfig) -> None:
     for name in ("boxes", "labels", "class_scores", "masks", "valid"):
         assert torch.equal(getattr(found, name), getattr(plain, name))
     assert len(found.maskious[found.valid].unique()) > 5
+
+
+def on_fake_gpu(value: Any) -> Any:
+    """The dataclass with each tensor replaced by one that knows its shape and device but holds nothing."""
+    parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    made = {name: torch.empty(part.shape, dtype=part.dtype, device="cuda") if isinstance(part, Tensor)
+            else on_fake_gpu(part) for name, part in parts.items() if part is not None}  # fmt: skip
+    return dataclasses.replace(value, **made)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_gpu_never_waits_for_the_host(option: MaskIoUConfig) -> None:
+    """Whatever asks a tensor without content for a value, or has a shape that depends on one, raises."""
+    batch = batch_of("all", "all")
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = MaskScoringRCNN(dataclasses.replace(CONFIG, maskiou=option))
+        losses = losses_of(model, on_fake_gpu(batch))
+        assert losses.keys() == LOSSES
+        assert {loss.device.type for loss in losses.values()} == {"cuda"}
+        found = detections_of(model, on_fake_gpu(dataclasses.replace(batch, targets=None)))
+        assert found.masks.shape == (2, CONFIG.selection.top_k, 28, 28)
 
 
 @pytest.mark.parametrize("target", get_args(MaskIoUTarget))

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter
 
 from msrcnn import maskiou_targets as module
 from msrcnn.config import MaskIoUConfig, MaskIoUTarget
@@ -247,21 +246,3 @@ def test_no_grid_of_all_rois_and_classes_at_once() -> None:
     with Largest() as seen:
         scene.targets(MaskIoUConfig(target=2), logits)
     assert seen.elements <= len(scene.where) * (3 * BINS) ** 2 < logits.numel()
-
-
-@pytest.mark.parametrize("target", [1, 2, 3])
-def test_a_gpu_need_not_wait_for_the_host(target: MaskIoUTarget) -> None:
-    """Tensors that know their device and shape but not their values: whatever asks for a value raises."""
-    scene = random_scene(0)
-    logits, coverage = logits_of(scene), scene.coverage()
-    fake = FakeTensorMode()
-    given = (logits, coverage, vars(scene.rois), vars(scene.batch), vars(scene.truth), vars(scene.truth.masks))
-    with fake:
-        logits, coverage, rois, batch, truth, masks = tree_map_only(
-            Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype, device="cuda"), given
-        )
-        truth = Targets(**truth | {"masks": type(scene.truth.masks)(**masks)})
-        got = maskiou_targets(
-            MaskIoUConfig(target=target), logits, coverage, MatchedRoIs(**rois), Batch(**batch), truth
-        )
-    assert got.trained.shape == got.values.shape == (len(scene.where), CLASSES)
