@@ -1,8 +1,9 @@
 """What the MaskIoU head learns: of which classes of a RoI, and their true MaskIoU (the paper, section 4.3, Table 5).
 
-The number of (RoI, class) pairs is 80 times that of RoIs on COCO, but in jittered boxes of COCO's images with the most
-categories only 2.3 classes are present on average, 8 at most. So the other classes of a RoI are ranked by their nearest instance's box IoU and sampled round by round, each
-round one class of every RoI: exact, of fixed shape, and never more than one [N, 84, 84] grid of sample points at once.
+There are 80 times as many (RoI, class) pairs as RoIs on COCO, yet jittered boxes show 2.3 classes on average, 8 at
+most, in the images of COCO with the most categories. So the other classes of a RoI are ranked by their nearest
+instance's box IoU and sampled round by round, each round one class of every RoI: exact, of fixed shape, and never more
+than one [N, 84, 84] grid of sample points at once.
 """
 
 from __future__ import annotations
