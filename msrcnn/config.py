@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from msrcnn.errors import InputError
 
 TRUNK_LEVELS = (2, 3, 4, 5)
 """C2 to C5: the trunk's stages at strides 4, 8, 16 and 32."""
+MaskIoUInput = Literal["a", "b", "c", "d", "e", "f"]
+"""Designs of the MaskIoU head's input by the letters of Table 4 and Fig. 4."""
+MaskIoUTarget = Literal[1, 2, 3]
+"""Training targets of the MaskIoU head by the numbers of Table 5."""
+SelectionMethod = Literal["gaussian", "linear", "hard"]
+"""How overlapping boxes lose score."""
 
 
 def require(condition: bool, name: str, value: object, accepted: str) -> None:
@@ -75,30 +81,46 @@ class RoIConfig:
 
 @dataclass(frozen=True)
 class MaskIoUConfig:
-    """The MaskIoU head's training (the paper, sections 3.2 and 4.3)."""
+    """The MaskIoU head and its training (the paper, sections 3.2 and 4.3)."""
 
+    input: MaskIoUInput = "a"
+    """what the head sees, by the letter of Table 4 and Fig. 4. a: the target class's mask concatenated with the RoI
+    feature; b: the two multiplied; c: the masks of all classes with the RoI feature; d: as a, mask and RoI feature at
+    28x28 instead of 14x14; e: the target class's mask only; f: the RoI feature only"""
+    target: MaskIoUTarget = 1
+    """which classes of a RoI are learnt, by the number in Table 5. 1: that of its instance; 2: all, absent ones
+    regress to 0; 3: all that are present in the RoI"""
     tau: float = 0.0
     """train on RoIs whose MaskIoU is strictly above this (Table 6)"""
     weight: float = 1.0
     """weight of the MaskIoU loss"""
 
     def __post_init__(self) -> None:
+        require(self.input in get_args(MaskIoUInput), "maskiou.input", self.input, "a, b, c, d, e or f (Table 4)")
+        require(self.target in get_args(MaskIoUTarget), "maskiou.target", self.target, "1, 2 or 3 (Table 5)")
         require(0 <= self.tau < 1, "maskiou.tau", self.tau, "in [0, 1)")
         require(self.weight >= 0, "maskiou.weight", self.weight, "0 or more")
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """From scored boxes to detections: SoftNMS with Gaussian decay (the author's setting), then the top k."""
+    """From scored boxes to detections: SoftNMS (Gaussian in the author's setting) or hard NMS, then the top k."""
 
+    method: SelectionMethod = "gaussian"
+    """what a box's score is multiplied by for each better box of its class that it overlaps. gaussian:
+    exp(-IoU^2 / sigma); linear: 1 - IoU above the threshold; hard: 0 above the threshold, plain NMS"""
     sigma: float = 0.6
-    """decay of a box that overlaps a better one of its class: exp(-IoU^2 / sigma)"""
+    """width of the Gaussian decay"""
+    iou_threshold: float = 0.5
+    """linear and hard: an overlap up to this costs nothing. With hard NMS the paper's score threshold is 0.05"""
     score_threshold: float = 0.001
     """a box is out once its decayed score is at or below this"""
     top_k: int = 100
     """detections an image, at most"""
 
     def __post_init__(self) -> None:
+        require(self.method in get_args(SelectionMethod), "selection.method", self.method, "gaussian, linear or hard")
+        require(0 < self.iou_threshold <= 1, "selection.iou_threshold", self.iou_threshold, "in (0, 1]")
         require(self.sigma > 0, "selection.sigma", self.sigma, "above 0")
         require(0 <= self.score_threshold < 1, "selection.score_threshold", self.score_threshold, "in [0, 1)")
         require(self.top_k >= 1, "selection.top_k", self.top_k, "at least 1")

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from msrcnn import box_head, mask_head
 from msrcnn.backbones import Backbone
 from msrcnn.box_head import BoxHead, box_losses, class_scores
-from msrcnn.boxes import area, clip, compact, decode
+from msrcnn.boxes import clip, compact, decode
 from msrcnn.config import ModelConfig
 from msrcnn.mask_head import MaskHead, mask_loss, of_class
 from msrcnn.maskiou_head import MaskIoUHead, maskiou_loss
-from msrcnn.masks import sample_on_rois, whole_instance_iou
+from msrcnn.maskiou_targets import MatchedRoIs, maskiou_targets
+from msrcnn.masks import sample_on_rois
 from msrcnn.pooling import PyramidPooler
 from msrcnn.proposals import Proposals, RegionProposals
 from msrcnn.sampling import match, subsample, take
@@ -43,7 +44,7 @@ class MaskScoringRCNN(nn.Module):
         self.rpn = RegionProposals(config, self.backbone.strides)
         self.box = BoxHead(config.channels, config.hidden, config.num_classes)
         self.mask = MaskHead(config.channels, config.num_classes)
-        self.maskiou = MaskIoUHead(config.channels, config.hidden, config.num_classes)
+        self.maskiou = MaskIoUHead(config.channels, config.hidden, config.num_classes, config.maskiou.input)
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
         """Losses by name (scalars; their sum is what to minimise) in training mode, else the detections."""
@@ -115,25 +116,26 @@ class MaskScoringRCNN(nn.Module):
         positive, roi, label, slot, image = compact(labels > 0, rois, labels, instance, index)
 
         features = pooler(image, roi, mask_head.SIZE)  # [N, C, 14, 14]
-        logits = of_class(self.mask(features), label)  # [N, 28, 28]
+        masks = self.mask(features)  # logits [N, K, 28, 28]
+        logits = of_class(masks, label)  # [N, 28, 28]
         if targets.labels.shape[1] == 0:  # not an instance in the whole batch
-            coverage, instance_area = torch.zeros_like(logits), torch.zeros_like(roi[:, 0])
+            coverage = torch.zeros_like(logits)
         else:
             coverage = sample_on_rois(targets.masks, batch, image, slot, roi, mask_head.MASK_SIZE)
-            instance_area = targets.areas[image, slot]
         mask = mask_loss(logits, (coverage >= 0.5).float(), positive)
 
-        with torch.no_grad():
-            box_area = area(roi) / batch.scales[image].prod(-1)
-            target = whole_instance_iou(logits > 0, coverage, instance_area, box_area)  # probability > 0.5
-        # No stop-gradient: the loss reaches the features and the mask through the head's input (the paper, Fig. 3).
-        predicted = self.maskiou(features, logits.sigmoid())  # [N, K]
-        predicted = predicted.gather(1, (label - 1).clamp(min=0)[:, None]).squeeze(1)  # [N]
         config = self.config.maskiou
-        return {
-            "mask": mask,
-            "maskiou": config.weight * maskiou_loss(predicted, target, config.tau, positive),
-        }
+        matched = MatchedRoIs(roi, label, slot, image)
+        target = maskiou_targets(config, masks, coverage, matched, batch, targets)
+        # No stop-gradient: the loss reaches the features and the mask through the head's input (the paper, Fig. 3).
+        predicted = self.maskiou(self.maskiou_features(pooler, features, image, roi), logits, masks)  # [N, K]
+        maskiou = maskiou_loss(predicted, target.values, target.trained)
+        return {"mask": mask, "maskiou": config.weight * maskiou}
+
+    def maskiou_features(self, pooler: PyramidPooler, features: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
+        """The MaskIoU head's RoI features: the mask head's, or pooled again at a higher resolution (input (d))."""
+        size = self.maskiou.size
+        return features if size == mask_head.SIZE else pooler(image, boxes, size)  # [N, C, size, size]
 
     # Testing
 
@@ -148,8 +150,11 @@ class MaskScoringRCNN(nn.Module):
             flat(selected.valid), flat(selected.boxes), flat(selected.labels), index, where
         )
         features = pooler(image, roi, mask_head.SIZE)
-        probability = of_class(self.mask(features), label).float().sigmoid()  # [N, 28, 28]
-        iou = self.maskiou(features, probability).float().gather(1, (label - 1)[:, None]).squeeze(1)  # [N]
+        all_masks = self.mask(features)  # logits [N, K, 28, 28]
+        logits = of_class(all_masks, label)  # [N, 28, 28]
+        iou = self.maskiou(self.maskiou_features(pooler, features, image, roi), logits, all_masks).float()  # [N, K]
+        iou = iou.gather(1, (label - 1)[:, None]).squeeze(1)  # [N]
+        probability = logits.float().sigmoid()  # [N, 28, 28]
         side = mask_head.MASK_SIZE
         masks = probability.new_zeros(images * slots, side, side).index_copy(0, where, probability)
         maskious = iou.new_zeros(images * slots).index_copy(0, where, iou)

@@ -6,24 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msrcnn.mask_head import SIZE
+from msrcnn.config import MaskIoUInput
+from msrcnn.mask_head import MASK_SIZE, SIZE
 
 STRIDES = (1, 1, 1, 2)
 """Of the four convolutions: 14x14 becomes 7x7."""
+HIGH_RESOLUTION_STRIDES = (2, 1, 1, 2)
+"""The same for input (d): 28x28 becomes 7x7."""
 
 
 class MaskIoUHead(nn.Module):
     """Mask and RoI feature to one MaskIoU a class: four 3x3 convolutions, two fully connected layers, a linear output.
 
-    Input (a) of Table 4: the 14x14 RoI feature of the mask head and the 2x2 max-pooled probability map of the target
-    class as one more channel. No activation at the output.
+    The letters are those of Table 4 and Fig. 4. Masks are probability maps; (a), (b), (c) and (e) max-pool them from
+    28x28 to 14x14. The strides of (d) are not in the paper. Here its first convolution halves 28x28, in the place of
+    the pooling of (a): what is learnt from then on, parameters and multiply-accumulates are those of (a), so that the
+    two rows of Table 4 differ in the resolution of the input and nothing else. No activation at the output.
+
+    Attributes:
+        size: bins along each side of the RoI feature that the head takes: 28 for (d), else 14.
     """
 
-    def __init__(self, channels: int, hidden: int, num_classes: int) -> None:
+    def __init__(self, channels: int, hidden: int, num_classes: int, design: MaskIoUInput = "a") -> None:
         super().__init__()
-        widths = [channels + 1, *[channels] * len(STRIDES)]
+        self.design = design
+        self.size = MASK_SIZE if design == "d" else SIZE
+        mask_channels = {"b": 0, "c": num_classes, "f": 0}.get(design, 1)  # (b) multiplies it into the feature
+        first = mask_channels + (0 if design == "e" else channels)
+        widths = [first, *[channels] * len(STRIDES)]
+        strides = HIGH_RESOLUTION_STRIDES if design == "d" else STRIDES
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1, stride=s) for i, o, s in zip(widths, widths[1:], STRIDES, strict=False)
+            nn.Conv2d(i, o, 3, padding=1, stride=s) for i, o, s in zip(widths, widths[1:], strides, strict=False)
         )
         self.fc1 = nn.Linear(channels * (SIZE // 2) ** 2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
@@ -36,25 +49,47 @@ class MaskIoUHead(nn.Module):
         for layer in (*self.convs, self.fc1, self.fc2, self.iou):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """RoI features [N, C, 14, 14] and probability maps [N, 28, 28] to predicted MaskIoU of each class [N, K]."""
-        pooled = F.max_pool2d(masks[:, None], 2)  # [N, 1, 14, 14]
-        x = torch.cat([features, pooled.to(features.dtype)], dim=1)  # [N, C + 1, 14, 14]
+    def fuse(self, features: Tensor, target: Tensor, masks: Tensor) -> Tensor:
+        """The first convolution's input (Fig. 4).
+
+        Args:
+            features: [N, C, size, size], RoI features.
+            target: [N, 28, 28], mask logits of the target class.
+            masks: [N, K, 28, 28], mask logits of all classes; (c) alone reads them.
+
+        Returns:
+            [N, C + 1, 14, 14] in (a), [N, C, 14, 14] in (b) and (f), [N, C + K, 14, 14] in (c), [N, C + 1, 28, 28] in
+            (d), [N, 1, 14, 14] in (e).
+        """
+        if self.design == "f":
+            return features
+        masks = masks if self.design == "c" else target[:, None]  # [N, K or 1, 28, 28]
+        if self.design != "d":
+            masks = F.max_pool2d(masks, 2)  # [N, K or 1, 14, 14]; before the sigmoid, which keeps the order
+        masks = masks.sigmoid().to(features.dtype)
+        if self.design == "e":
+            return masks
+        return features * masks if self.design == "b" else torch.cat([features, masks], dim=1)
+
+    def forward(self, features: Tensor, target: Tensor, masks: Tensor) -> Tensor:
+        """Predicted MaskIoU of each class [N, K] from what `fuse` takes."""
+        x = self.fuse(features, target, masks)
         for conv in self.convs:
             x = F.relu(conv(x))
         x = F.relu(self.fc1(x.flatten(1)))  # [N, C, 7, 7] -> [N, C * 49] -> [N, hidden]
         return self.iou(F.relu(self.fc2(x)))
 
 
-def maskiou_loss(predicted: Tensor, target: Tensor, tau: float, valid: Tensor) -> Tensor:
-    """Half the mean squared error over the RoIs whose MaskIoU is strictly above tau (target #1 of Table 5).
+def maskiou_loss(predicted: Tensor, target: Tensor, trained: Tensor) -> Tensor:
+    """Half the squared error of the classes that train, summed over a RoI's classes, mean over the RoIs that train.
+
+    With one class a RoI (target #1) this is the paper's l2 loss. For several the paper is silent; the sum gives the
+    ground-truth class the same weight in #1, #2 and #3, whatever the other classes add.
 
     Args:
-        predicted: [N], the output of each RoI's ground-truth class.
-        target: float [N], true MaskIoU; no gradient flows into it.
-        tau: threshold of Table 6.
-        valid: bool [N], slots that hold a positive RoI.
+        predicted: [N, K].
+        target: float [N, K], true MaskIoU; no gradient flows into it.
+        trained: bool [N, K], False wherever nothing is learnt.
     """
-    retained = valid & (target > tau)
     error = (predicted.float() - target.detach()).square()
-    return 0.5 * error.where(retained, 0).sum() / retained.sum().clamp(min=1)
+    return 0.5 * error.where(trained, 0).sum() / trained.any(1).sum().clamp(min=1)

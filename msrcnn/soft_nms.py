@@ -1,8 +1,8 @@
 """From scored boxes of every class to the top k detections: SoftNMS (Bodla et al., ICCV 2017), batched over images.
 
-SoftNMS treats each class apart: take the best box, decay the others by their overlap with it, repeat. Scores only
-fall, so taking the best box over *all* classes k times gives the top k of the per-class lists, in order, without
-working any class to its end. Every step has the same shapes whatever the data.
+SoftNMS treats each class apart: take the best box, decay the others by their overlap with it, repeat; hard NMS is the
+one that decays to 0. Scores only fall, so taking the best box over *all* classes k times gives the top k of the
+per-class lists, in order, without working any class to its end. Every step has the same shapes whatever the data.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ class Selected:
     valid: Tensor  # bool [B, D]
 
 
+def decay(overlap: Tensor, config: SelectionConfig) -> Tensor:
+    """What the scores of boxes with IoU `overlap` [...] with a better box of their class are multiplied by, [...].
+
+    Linear and hard decay begin *above* the threshold, as in torchvision's `nms`.
+    """
+    if config.method == "gaussian":
+        return torch.exp(-overlap.square() / config.sigma)
+    reduced = 1 - overlap if config.method == "linear" else torch.zeros_like(overlap)
+    return torch.where(overlap > config.iou_threshold, reduced, 1.0)
+
+
 def soft_nms(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> Selected:
     """Selects detections.
 
@@ -47,8 +58,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> Selected
         box = boxes[each, label, slot]  # [B, 4]
         rivals = boxes[each, label]  # [B, R, 4], the boxes of its class
         overlap = pairwise_iou(box[:, None], rivals).squeeze(1)  # [B, R]
-        decayed = scores[each, label] * torch.exp(-overlap.square() / config.sigma)
-        scores[each, label] = decayed
+        scores[each, label] = scores[each, label] * decay(overlap, config)
         scores[each, label, slot] = -1.0  # taken
         picked.append((box, score, label + 1))
     chosen, kept, labels = (torch.stack(column, dim=1) for column in zip(*picked, strict=True))  # [B, D, ...] each

@@ -38,8 +38,12 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (RoIConfig, "roi", "samples", [0]),
     (RoIConfig, "roi", "positive_fraction", [0, 1.5]),
     (RoIConfig, "roi", "positive_iou", [0, 1.5]),
+    (MaskIoUConfig, "maskiou", "input", ["g", "A", ""]),
+    (MaskIoUConfig, "maskiou", "target", [0, 4, "1"]),
     (MaskIoUConfig, "maskiou", "tau", [-0.1, 1.0, NAN]),
     (MaskIoUConfig, "maskiou", "weight", [-1.0, NAN]),
+    (SelectionConfig, "selection", "method", ["soft", "nms"]),
+    (SelectionConfig, "selection", "iou_threshold", [0.0, 1.1, NAN]),
     (SelectionConfig, "selection", "sigma", [0, -1.0]),
     (SelectionConfig, "selection", "score_threshold", [-0.1, 1.0]),
     (SelectionConfig, "selection", "top_k", [0]),
@@ -112,6 +116,10 @@ def test_the_papers_row() -> None:
     assert (preset.data.short_side, preset.data.long_side) == (600, 1000)
     assert preset.model.levels == (4, 5)
     assert (preset.model.roi.samples, preset.model.roi.positive_samples) == (512, 128)
+    assert (preset.model.maskiou.input, preset.model.maskiou.target, preset.model.maskiou.tau) == ("a", 1, 0.0)
+    selection = preset.model.selection
+    assert (selection.method, selection.sigma, selection.score_threshold, selection.top_k) == (
+        "gaussian", 0.6, 0.001, 100)  # fmt: skip
     assert (preset.solver.epochs, preset.solver.decay_epochs, preset.solver.batch) == (18, (14, 17), 16)
     assert (preset.solver.lr, preset.solver.weight_decay, preset.solver.momentum) == (0.02, 1e-4, 0.9)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -12,8 +13,20 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from msrcnn.config import DataConfig, MaskIoUConfig, ModelConfig, RoIConfig, RPNConfig, SelectionConfig
+from msrcnn.boxes import pairwise_iou
+from msrcnn.config import (
+    DataConfig,
+    MaskIoUConfig,
+    MaskIoUInput,
+    MaskIoUTarget,
+    ModelConfig,
+    RoIConfig,
+    RPNConfig,
+    SelectionConfig,
+    SelectionMethod,
+)
 from msrcnn.data.batching import draw, make_batch
 from msrcnn.data.shapes import draw_image
 from msrcnn.data.shapes_config import ShapesConfig
@@ -187,6 +200,89 @@ def test_weight_and_tau_of_the_maskiou_loss() -> None:
     torch.testing.assert_close(heavy["mask"], plain["mask"])
     strict = losses_of(make_model(dataclasses.replace(CONFIG, maskiou=MaskIoUConfig(tau=0.95)), sure=True), batch)
     assert strict["maskiou"] == 0  # no initial mask is that good
+
+
+OPTIONS = [
+    *(MaskIoUConfig(input=design) for design in get_args(MaskIoUInput)),
+    *(MaskIoUConfig(target=target) for target in get_args(MaskIoUTarget)[1:]),
+    MaskIoUConfig(tau=0.3),
+    MaskIoUConfig(weight=2.0),
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_step_on_each_option_lowers_the_loss(option: MaskIoUConfig) -> None:
+    """The sum of all losses, and the MaskIoU loss alone by a step of its head, under which its targets stay."""
+    model, batch = make_model(dataclasses.replace(CONFIG, maskiou=option)), batch_of("all", "all")
+    for trained, names in ((model, LOSSES), (model.maskiou, {"maskiou"})):
+        history = []
+        for _ in range(2):
+            losses = losses_of(model, batch)
+            total = torch.stack([losses[name] for name in sorted(names)]).sum()
+            history.append(total.item())
+            model.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 5.0)
+            torch.optim.SGD(trained.parameters(), lr=0.01).step()
+        assert history[1] < history[0]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_detects(option: MaskIoUConfig) -> None:
+    """A MaskIoU for each detection, of the same boxes and masks whatever the option."""
+    batch = batch_of("all", "all", training=False)
+    plain = detections_of(make_model(sure=True), batch)
+    model = make_model(sure=True)
+    model.maskiou = make_model(dataclasses.replace(CONFIG, maskiou=option), sure=True).maskiou
+    found = detections_of(model, batch)
+    for name in ("boxes", "labels", "class_scores", "masks", "valid"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    assert len(found.maskious[found.valid].unique()) > 5
+
+
+def on_fake_gpu(value: Any) -> Any:
+    """The dataclass with each tensor replaced by one that knows its shape and device but holds nothing."""
+    parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    made = {name: torch.empty(part.shape, dtype=part.dtype, device="cuda") if isinstance(part, Tensor)
+            else on_fake_gpu(part) for name, part in parts.items() if part is not None}  # fmt: skip
+    return dataclasses.replace(value, **made)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_gpu_never_waits_for_the_host(option: MaskIoUConfig) -> None:
+    """Whatever asks a tensor without content for a value, or has a shape that depends on one, raises."""
+    batch = batch_of("all", "all")
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = MaskScoringRCNN(dataclasses.replace(CONFIG, maskiou=option))
+        losses = losses_of(model, on_fake_gpu(batch))
+        assert losses.keys() == LOSSES
+        assert {loss.device.type for loss in losses.values()} == {"cuda"}
+        found = detections_of(model, on_fake_gpu(dataclasses.replace(batch, targets=None)))
+        assert found.masks.shape == (2, CONFIG.selection.top_k, 28, 28)
+
+
+@pytest.mark.parametrize("target", get_args(MaskIoUTarget))
+def test_an_absent_class_learns_in_target_2_only(target: MaskIoUTarget) -> None:
+    """The last of 4 classes is in no image."""
+    config = dataclasses.replace(CONFIG, num_classes=4, maskiou=MaskIoUConfig(target=target))
+    model = make_model(config, sure=True)
+    losses_of(model, batch_of("all", "all"))["maskiou"].backward()
+    gradient = model.maskiou.iou.get_parameter("bias").grad
+    assert gradient is not None
+    assert gradient[:3].any()
+    assert bool(gradient[3]) == (target == 2)
+
+
+@pytest.mark.parametrize("method", get_args(SelectionMethod))
+def test_each_selection_method_detects(method: SelectionMethod) -> None:
+    config = dataclasses.replace(CONFIG, selection=SelectionConfig(method=method, iou_threshold=0.2))
+    found = detections_of(make_model(config, sure=True), batch_of("all", training=False))
+    boxes, scores, labels = (x[0, found.valid[0]] for x in (found.boxes, found.class_scores, found.labels))
+    assert len(boxes) > 5
+    assert (scores.diff() <= 0).all()
+    overlaps = (pairwise_iou(boxes, boxes) > 0.2) & (labels[:, None] == labels) & ~torch.eye(len(boxes)).bool()
+    assert bool(overlaps.any()) == (method != "hard")
 
 
 def test_losses_follow_the_draws_alone() -> None:

@@ -1,10 +1,9 @@
-"""The box, mask and MaskIoU heads and their losses against torchvision and by hand."""
+"""The box and mask heads and their losses against torchvision and by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -13,7 +12,6 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss,
 
 from msrcnn.box_head import BoxHead, box_losses, class_scores
 from msrcnn.mask_head import MaskHead, mask_loss, of_class
-from msrcnn.maskiou_head import MaskIoUHead, maskiou_loss
 
 CLASSES, CHANNELS = 4, 8
 
@@ -79,7 +77,6 @@ def test_losses_of_no_roi_at_all_are_zero() -> None:
     losses = box_losses(noise(2, 5), noise(2, 5, 4), rois, none.long(), boxes, none)
     assert losses["class"] == losses["box"] == 0
     assert mask_loss(noise(2, 28, 28), torch.ones(2, 28, 28), none) == 0
-    assert maskiou_loss(noise(2), torch.ones(2), 0.0, none) == 0
 
 
 def test_class_scores_leave_the_background_out() -> None:
@@ -128,72 +125,3 @@ def test_mask_loss_counts_valid_slots_alone() -> None:
 def test_of_class_reads_the_channel_before_the_label() -> None:
     masks = torch.arange(3.0).view(1, 3, 1, 1).expand(4, 3, 28, 28)
     assert of_class(masks, torch.tensor([1, 2, 3, 0]))[:, 0, 0].tolist() == [0, 1, 2, 0]
-
-
-def test_maskiou_loss_by_hand() -> None:
-    predicted = torch.tensor([0.5, 0.2, 0.9, 0.1, 5.0])
-    target = torch.tensor([0.9, 0.0, 0.3, 0.7, 0.8])
-    valid = torch.tensor([True, True, True, True, False])
-    squares = {0.9: 0.16, 0.3: 0.36, 0.7: 0.36}
-    # target 0.0 is not strictly above tau = 0
-    assert maskiou_loss(predicted, target, 0.0, valid).item() == pytest.approx(0.5 * sum(squares.values()) / 3)
-    assert maskiou_loss(predicted, target, 0.3, valid).item() == pytest.approx(0.5 * (0.16 + 0.36) / 2)
-    assert maskiou_loss(predicted, target, 0.7, valid).item() == pytest.approx(0.5 * 0.16)
-    assert maskiou_loss(predicted, target, 0.9, valid).item() == 0
-
-
-def test_maskiou_loss_sends_no_gradient_into_the_target() -> None:
-    predicted = torch.tensor([0.5, 0.4], requires_grad=True)
-    source = torch.tensor([0.9, 0.1], requires_grad=True)
-    maskiou_loss(predicted, source * 1.0, 0.0, torch.ones(2, dtype=torch.bool)).backward()
-    assert source.grad is None
-    assert predicted.grad is not None
-    torch.testing.assert_close(predicted.grad, torch.tensor([-0.2, 0.15]))  # (p - t) / 2: half of the mean of squares
-
-
-def test_maskiou_head_sees_the_mask_and_the_feature() -> None:
-    torch.manual_seed(0)
-    head = MaskIoUHead(CHANNELS, 16, CLASSES)
-    torch.nn.init.normal_(head.iou.weight)
-    features, masks = noise(3, CHANNELS, 14, 14), noise(3, 28, 28, seed=1).sigmoid()
-    base = head(features, masks)
-    assert base.shape == (3, CLASSES)
-    other_mask, other_feature = masks.clone(), features.clone()
-    other_mask[1] = 1 - other_mask[1]
-    other_feature[2, 0] += 1
-    assert (head(features, other_mask) != base).any(1).tolist() == [False, True, False]
-    assert (head(other_feature, masks) != base).any(1).tolist() == [False, False, True]
-
-
-def test_maskiou_head_pools_the_mask_by_maximum() -> None:
-    """Input (a) of Table 4: of each 2 x 2 pixels the highest alone counts."""
-    torch.manual_seed(0)
-    head = MaskIoUHead(CHANNELS, 16, CLASSES)
-    features, masks = noise(2, CHANNELS, 14, 14), noise(2, 28, 28, seed=1).sigmoid()
-    tops = F.max_pool2d(masks[:, None], 2).squeeze(1)
-    blocks = tops.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    torch.testing.assert_close(head(features, blocks), head(features, masks))
-
-
-def multiply_accumulates(head: torch.nn.Module, *inputs: Tensor) -> float:
-    """Of one RoI, in units of 1e9: a weight works once a position (of a deconvolution: of its input)."""
-    found = []
-
-    def count(layer: torch.nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        positions = given[0] if isinstance(layer, torch.nn.ConvTranspose2d) else output
-        found.append(layer.get_parameter("weight").numel() * positions[0, 0].numel())
-
-    for layer in head.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(count)
-    head(*inputs)
-    return sum(found) / 1e9
-
-
-def test_the_heads_cost_what_the_paper_says() -> None:
-    """Section 4.4: 0.39 G and 0.53 G multiply-accumulates a RoI."""
-    features = torch.zeros(1, 256, 14, 14)
-    maskiou, mask = MaskIoUHead(256, 1024, 80), MaskHead(256, 80)
-    assert multiply_accumulates(maskiou, features, torch.zeros(1, 28, 28)) == pytest.approx(0.39, abs=0.005)
-    assert multiply_accumulates(mask, features) == pytest.approx(0.53, abs=0.005)
-    assert maskiou.fc1.in_features == 256 * 7 * 7

@@ -40,6 +40,12 @@ def test_presets_change_defaults_and_options_change_presets():
     assert demo.solver.lr == parse("train", ["--shards=s", "--run=r", "--preset=demo"]).solver.lr
 
 
+def test_rows_of_the_papers_tables_by_letter_and_number():
+    arguments = ["--model.maskiou.input", "d", "--model.maskiou.target", "3", "--model.selection.method", "hard"]
+    model = parse("train", ["--shards", "s", "--run", "r", *arguments]).model
+    assert (model.maskiou.input, model.maskiou.target, model.selection.method) == ("d", 3, "hard")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
