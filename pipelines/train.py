@@ -17,17 +17,21 @@ from typing import Any
 
 import ray.data
 import ray.train
+import torch
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.session import connect
 from msrcnn.config import to_dict
+from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.pretrained import load_weights
+from msrcnn.weights import save_model
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import TrainConfig
 from pipelines.progress import Follower, Mailbox, duration
 from pipelines.reading import RowGroup, row_groups, training_rows
-from pipelines.run_directory import METRICS, MODEL, RunRecord, check_same, read_record, write_record
+from pipelines.run_directory import INITIAL, METRICS, MODEL, RunRecord, check_same, read_record, write_record
 from pipelines.tracking import Tracker
 from pipelines.train_loop import POSITION, Job, checkpoint_name, train_loop
 
@@ -82,6 +86,7 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         steps,
         min(total, config.max_steps or total),
         threads,
+        str(config.run.absolute() / INITIAL) if config.weights else None,
         None,
     )
     settings = {
@@ -89,9 +94,24 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         "solver": to_dict(config.solver),
         "data": to_dict(config.data),
         "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
+        "weights": config.weights,
         "max_steps": config.max_steps,
     }
     return job, settings
+
+
+def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
+    """The model that a run with `--weights` begins with; prints what came of loading them.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    assert config.weights is not None
+    torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
+    model = MaskScoringRCNN(job.model)
+    for line in load_weights(model, config.weights, [name for _, _, name in job.categories]).lines():
+        log(line)
+    return model
 
 
 def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainReport:
@@ -112,10 +132,18 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
         if (run / MODEL).is_file():
             log(f"{run}: already trained, nothing to do")
             return TrainReport(run / MODEL, job.total_steps, 0.0)
+    if config.weights is None and (job.model.norm == "frozen_bn" or job.model.frozen_stages > 0):
+        log("warning: what model.norm = 'frozen_bn' and model.frozen_stages freeze stays random without --weights; "
+            "from scratch use --model.norm group_norm --model.frozen-stages 0")  # fmt: skip
+    begun = config.weights is None or next_step(run) > 0 or (run / INITIAL).is_file()
+    initial = None if begun else initial_model(config, job, log)
     tracker = Tracker(config.tracking, config.experiment, record.mlflow_run if record else None, run.name)
     if record is None:
         tracker.params({**settings, "workers": config.workers, "gpu": config.gpu})
         write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
+    if initial is not None:
+        save_model(run / INITIAL, initial, job.data, job.categories)
+        del initial
     log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
         f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
     try:
