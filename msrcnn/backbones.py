@@ -49,7 +49,8 @@ class DeformableConv2d(DeformConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H / stride, W / stride]."""
-        return super().forward(x, self.offset(x))
+        # Under autocast too: torchvision's kernel knows no bfloat16.
+        return super().forward(x.float(), self.offset(x).float()).to(x.dtype)
 
 
 def make_deformable(stage: nn.Module) -> None:

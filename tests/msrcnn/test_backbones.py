@@ -138,6 +138,21 @@ def test_deformable_convolutions_begin_as_ordinary_ones(name: str, layers: int) 
     assert (moved[1] - got[1]).abs().mean() > 0.01 * got[1].std()
 
 
+@pytest.mark.parametrize("deformable", [False, True])
+@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "group_norm"])
+def test_bf16_and_one_graph(norm: str, deformable: bool) -> None:
+    backbone = make_backbone(norm=norm, deformable=deformable).eval()
+    with torch.no_grad():
+        want = backbone(pixels(), FULL)
+        whole = torch.compile(backbone, backend="eager", fullgraph=True)(pixels(), FULL)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = backbone(pixels(), FULL)
+    for a, b, c in zip(want, whole, rough, strict=True):
+        torch.testing.assert_close(b, a)
+        assert c.dtype == torch.bfloat16
+        assert (c.float() - a).abs().mean() < 0.05 * a.std()
+
+
 def test_what_lies_in_the_padding_changes_nothing() -> None:
     backbone = make_backbone(norm="group_norm", frozen_stages=0).eval()
     sizes = torch.tensor([[70.0, 101], [96, 33]])
