@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops import DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from msrcnn.config import ModelConfig
@@ -25,11 +25,48 @@ def make_norm(name: str) -> Callable[[int], nn.Module]:
     """The normalisation layer called `name` in the configuration, as a function of its channels."""
     if name == "frozen_bn":
         return FrozenBatchNorm2d
+    if name == "sync_bn":
+        return nn.BatchNorm2d
     return lambda channels: nn.GroupNorm(32, channels)
 
 
+class DeformableConv2d(DeformConv2d):
+    """A convolution that reads each of its points at a learnt offset (Dai et al., ICCV 2017).
+
+    Parameters are named as the ordinary convolution's, whose weights therefore load; the convolution that predicts
+    the offsets begins at zero, so that the layer begins as the ordinary one. Without the modulation of its second
+    version (Zhu et al., CVPR 2019), since the paper cites the first.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """A deformable layer in place of `conv`, with its weights."""
+        size, stride = conv.kernel_size[0], conv.stride[0]
+        super().__init__(conv.in_channels, conv.out_channels, size, stride, size // 2, bias=False)
+        self.weight = conv.weight
+        self.offset = nn.Conv2d(conv.in_channels, 2 * size * size, size, stride, size // 2)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.get_parameter("bias"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] to [B, out, H / stride, W / stride]."""
+        # Under autocast too: torchvision's kernel knows no bfloat16.
+        return super().forward(x.float(), self.offset(x).float()).to(x.dtype)
+
+
+def make_deformable(stage: nn.Module) -> None:
+    """Replaces each 3x3 convolution of a ResNet stage by a deformable one."""
+    for block in stage.children():
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                setattr(block, name, DeformableConv2d(layer))
+
+
 class Trunk(nn.Module):
-    """A ResNet without its classifier: images to the feature maps of the stages asked for."""
+    """A ResNet without its classifier: images to the feature maps of the stages asked for.
+
+    Layers and names are torchvision's, so that its ImageNet weights load. In ResNet-50 and 101 a stage's stride is
+    then on its first 3x3 convolution; in the weights of the paper's time it was on the 1x1 before it.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -39,11 +76,21 @@ class Trunk(nn.Module):
         used = STAGES[: config.levels[-1] - 1]
         for name in used:
             setattr(self, name, getattr(net, name))
+        if config.deformable:
+            make_deformable(net.layer4)
         self.stages = used
-        self.channels = [getattr(net, STAGES[level - 2])[-1].conv2.out_channels for level in config.levels]
-        for part in [("conv1", "bn1"), *[(name,) for name in used]][: config.frozen_stages]:
-            for name in part:
-                getattr(self, name).requires_grad_(False)
+        self.channels = [64 * 2 ** (level - 2) * net.layer1[0].expansion for level in config.levels]
+        parts = [("conv1", "bn1"), *[(name,) for name in used]][: config.frozen_stages]
+        self.frozen = [name for part in parts for name in part]
+        for name in self.frozen:
+            getattr(self, name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Frozen parts stay in testing mode: a BatchNorm there keeps the statistics it was loaded with."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] to feature maps [B, channels, H / 2^level, W / 2^level], one a level."""
@@ -67,7 +114,7 @@ class Backbone(nn.Module):
             self.trunk.channels,
             config.channels,
             extra_blocks=LastLevelMaxPool() if pooled else None,
-            norm_layer=make_norm(config.norm) if config.norm == "group_norm" else None,
+            norm_layer=None if config.norm == "frozen_bn" else make_norm(config.norm),
         )
         self.strides = [2 ** (config.levels[0] + i) for i in range(len(config.anchor_sizes))]
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1) * 255, persistent=False)

@@ -130,12 +130,15 @@ class SelectionConfig:
 class ModelConfig:
     """A Mask Scoring R-CNN: trunk, pyramid, heads, and how they are trained and read out."""
 
-    backbone: Literal["resnet18"] = "resnet18"
+    backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet18"
     """trunk, by torchvision's name"""
+    deformable: bool = False
+    """deformable 3x3 convolutions in the trunk's last stage (res5), as in the paper's DCN+FPN rows"""
     levels: tuple[int, ...] = (4, 5)
     """the trunk's stages that feed the pyramid, the RPN and the heads: 4 and 5 for the paper's ResNet-18 FPN"""
-    norm: Literal["frozen_bn", "group_norm"] = "frozen_bn"
-    """frozen_bn with ImageNet weights; group_norm from scratch, where frozen statistics cannot work"""
+    norm: Literal["frozen_bn", "sync_bn", "group_norm"] = "frozen_bn"
+    """frozen_bn with ImageNet weights; from scratch, where frozen statistics cannot work, group_norm or sync_bn
+    (BatchNorm with statistics over all GPU workers; over each process's own images on CPUs)"""
     frozen_stages: int = 2
     """how many of the trunk's first parts (the stem, then C2 to C5) are not trained: 2 with ImageNet weights"""
     anchor_sizes: tuple[tuple[int, ...], ...] = ((32, 64, 128), (128, 256, 512))
@@ -154,14 +157,30 @@ class ModelConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
-        require(self.backbone == "resnet18", "model.backbone", self.backbone, "resnet18")
-        require(self.norm in ("frozen_bn", "group_norm"), "model.norm", self.norm, "frozen_bn or group_norm")
+        require(
+            self.backbone in ("resnet18", "resnet50", "resnet101"),
+            "model.backbone",
+            self.backbone,
+            "resnet18, resnet50 or resnet101",
+        )
+        require(
+            self.norm in ("frozen_bn", "sync_bn", "group_norm"),
+            "model.norm",
+            self.norm,
+            "frozen_bn, sync_bn or group_norm",
+        )
         consecutive = tuple(range(self.levels[0], self.levels[-1] + 1)) if self.levels else ()
         require(
             bool(self.levels) and self.levels == consecutive and set(self.levels) <= set(TRUNK_LEVELS),
             "model.levels",
             self.levels,
             "consecutive stages out of 2, 3, 4, 5",
+        )
+        require(
+            not self.deformable or 5 in self.levels,
+            "model.deformable",
+            self.deformable,
+            "False where levels end below 5",
         )
         require(
             len(self.anchor_sizes) in (len(self.levels), len(self.levels) + 1),
@@ -252,9 +271,20 @@ class Preset:
     data: DataConfig
 
 
+def pyramid(backbone: Literal["resnet50", "resnet101"], deformable: bool = False) -> Preset:
+    """The paper's rows on ResNet-50/101 FPN: C2 to C5 and a pooled P6, an octave of anchors a level, 800/1333."""
+    sizes = ((32,), (64,), (128,), (256,), (512,))
+    model = ModelConfig(backbone=backbone, deformable=deformable, levels=TRUNK_LEVELS, anchor_sizes=sizes)
+    return Preset(model, SolverConfig(), DataConfig(short_side=800, long_side=1333))
+
+
 PRESETS: dict[str, Preset] = {
     # Table 1, first row: 600/1000 pixels, C4 and C5 only.
     "r18-fpn": Preset(ModelConfig(), SolverConfig(), DataConfig()),
+    # Tables 1 to 3: the pyramid of Lin et al. (CVPR 2017); the last with deformable convolutions (Dai et al., 2017).
+    "r50-fpn": pyramid("resnet50"),
+    "r101-fpn": pyramid("resnet101"),
+    "r101-dcn-fpn": pyramid("resnet101", deformable=True),
     # The built-in shapes on a laptop: from scratch at 160 pixels without upscaling. At a quarter of the paper's
     # image size its stride-16 level would leave an object 3 cells, so the pyramid begins at C2.
     "demo": Preset(

@@ -21,6 +21,9 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    weights: str | None = None
+    """weights to start from: a model file, a torchvision ResNet or Mask R-CNN file, or torchvision's name of such
+    weights, as ResNet50_Weights.IMAGENET1K_V1"""
     workers: int = 1
     """training processes; the images of a step are divided among them"""
     gpu: bool = False

@@ -1,6 +1,7 @@
 """A training's run directory: what was run, its metrics, and the model at the end.
 
 run.json        settings, data set and MLflow run; written first
+initial.pt      with --weights: the model that training begins with
 metrics.jsonl   one line a record, as training reported it
 step-...        checkpoints, kept by Ray Train, with its checkpoint_manager_snapshot.json
 .lock           held by the process that trains
@@ -23,6 +24,7 @@ from pipelines.manifest import written_aside
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
+INITIAL = "initial.pt"
 MODEL = "model.pt"
 LOCK = ".lock"
 

@@ -20,17 +20,22 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
+import torch
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.session import connect
 from msrcnn.config import to_dict
+from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.pretrained import load_weights
+from msrcnn.weights import save_model
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import TrainConfig
 from pipelines.progress import Follower, Mailbox, duration
 from pipelines.reading import RowGroup, row_groups, training_plan, training_rows
 from pipelines.run_directory import (
+    INITIAL,
     METRICS,
     MODEL,
     RunRecord,
@@ -79,9 +84,12 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
     Raises:
         InputError: the data set is smaller than one step, or layers would be frozen at random values.
     """
-    if config.model.norm == "frozen_bn" or config.model.frozen_stages:
-        raise InputError("--model.norm frozen_bn and --model.frozen-stages need ImageNet weights, which this version "
-                         "cannot load; add --model.norm group_norm --model.frozen-stages 0")  # fmt: skip
+    frozen = config.model.norm == "frozen_bn" or config.model.frozen_stages > 0
+    if frozen and config.weights is None:
+        raise InputError(
+            "--model.norm frozen_bn and --model.frozen-stages freeze what nothing has trained; give --weights, or "
+            "train from scratch with --model.norm group_norm --model.frozen-stages 0"
+        )
     steps = manifest.rows // config.solver.batch
     if steps == 0:
         raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
@@ -98,6 +106,7 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         steps,
         min(total, config.max_steps or total),
         threads,
+        str(config.run.absolute() / INITIAL) if config.weights else None,
         None,
     )
     settings = {
@@ -105,8 +114,23 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         "solver": to_dict(config.solver),
         "data": to_dict(config.data),
         "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
+        "weights": config.weights,
     }
     return job, settings
+
+
+def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
+    """The model that a run with `--weights` begins with; prints what came of loading them.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    assert config.weights is not None
+    torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
+    model = MaskScoringRCNN(job.model)
+    for line in load_weights(model, config.weights, [name for _, _, name in job.categories]).lines():
+        log(line)
+    return model
 
 
 def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainReport:
@@ -127,12 +151,17 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
         if (run / MODEL).is_file() and next_step(run) >= job.total_steps:
             log(f"{run}: already trained, nothing to do")
             return TrainReport(run / MODEL, job.total_steps, 0.0)
+    begun = config.weights is None or next_step(run) > 0 or (run / INITIAL).is_file()
+    initial = None if begun else initial_model(config, job, log)
     run.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
     address = config.tracking or (record.mlflow_address if record else None)
     tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name)
     if record is None:
         tracker.params({**settings, "workers": config.workers, "gpu": config.gpu})
         write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
+    if initial is not None:
+        save_model(run / INITIAL, initial, job.data, job.categories)
+        del initial
     log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
         f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
     try:

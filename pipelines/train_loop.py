@@ -44,6 +44,8 @@ class Job:
     steps_per_epoch: int
     total_steps: int
     threads: int
+    initial: str | None
+    """model file to begin with, if it is not random weights"""
     mailbox: Any
 
 
@@ -115,10 +117,15 @@ def save_checkpoint(
     (folder / POSITION).write_text(json.dumps({"step": step}))
 
 
-def restore_checkpoint(model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the run's last checkpoint into model and optimiser; gives the next step, 0 if there is none."""
+def restore_checkpoint(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
+    """Loads the run's last checkpoint into model and optimiser; gives the next step.
+
+    Without one that is step 0, of the initial model if the job has one.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
+        if job.initial is not None:
+            model.load_state_dict(load_model(Path(job.initial)).model.state_dict())
         return 0
     with checkpoint.as_directory() as folder:
         model.load_state_dict(load_model(Path(folder) / MODEL).model.state_dict())
@@ -148,8 +155,10 @@ def train_loop(config: dict[str, Job]) -> None:
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.solver.seed)
     model = MaskScoringRCNN(job.model).to(device)
+    if device.type == "cuda" and ray.train.get_context().get_world_size() > 1:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # only where there is a BatchNorm to train
     optimizer = make_optimizer(model, job.solver)
-    step = restore_checkpoint(model, optimizer)
+    step = restore_checkpoint(job, model, optimizer)
     network = ray.train.torch.prepare_model(model, move_to_device=False)
     network.train()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from msrcnn.backbones import Backbone
@@ -50,10 +50,14 @@ def test_stages_beyond_the_last_level_do_not_exist() -> None:
     assert "layer4" not in names
 
 
-def test_trunk_equals_torchvision_resnet() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
+def test_trunk_equals_torchvision_resnet(name: str) -> None:
     """Same names, so that ImageNet weights load; same features of an image normalised as torchvision does it."""
-    backbone = make_backbone((2, 3, 4, 5))
-    net = resnet18(norm_layer=FrozenBatchNorm2d).eval()
+    backbone = make_backbone((2, 3, 4, 5), backbone=name)
+    net = resnet.__dict__[name](norm_layer=FrozenBatchNorm2d).eval()
+    for key, module in net.named_modules():
+        if key.endswith("bn3"):  # the last of a bottleneck: so a deep random network's features stay small
+            module.weight.fill_(0.2)
     missing = backbone.trunk.load_state_dict(net.state_dict(), strict=False)
     assert not missing.missing_keys
     assert missing.unexpected_keys == ["fc.weight", "fc.bias"]
@@ -69,7 +73,7 @@ def test_trunk_equals_torchvision_resnet() -> None:
         torch.testing.assert_close(feature, y, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "group_norm"])
+@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "group_norm"])
 @pytest.mark.parametrize("frozen", [0, 1, 2, 4])
 def test_frozen_stages_get_no_gradient_and_all_others_do(norm: str, frozen: int) -> None:
     backbone = make_backbone(norm=norm, frozen_stages=frozen)
@@ -92,6 +96,61 @@ def test_norm_layers() -> None:
     kinds = {type(m) for m in make_backbone(norm="group_norm").modules()}
     assert nn.GroupNorm in kinds
     assert not {FrozenBatchNorm2d, nn.BatchNorm2d} & kinds
+    backbone = make_backbone(norm="sync_bn", frozen_stages=0)
+    kinds = {type(m) for m in backbone.modules()}
+    assert nn.BatchNorm2d in kinds
+    assert not {FrozenBatchNorm2d, nn.GroupNorm} & kinds
+    assert any(isinstance(m, nn.BatchNorm2d) for m in backbone.fpn.modules())
+
+
+def test_batch_norm_of_frozen_stages_keeps_its_statistics() -> None:
+    """Also once the layers are exchanged for synchronised ones, as GPU workers do."""
+    backbone = make_backbone(norm="sync_bn", frozen_stages=2)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone.train()(pixels(), FULL)
+    changed = {n.split(".")[1] for n, t in backbone.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed & {"conv1", "bn1", "layer1", "layer2", "layer3"} == {"layer2", "layer3"}
+    exchanged = nn.SyncBatchNorm.convert_sync_batchnorm(backbone).train()
+    assert not exchanged.trunk.bn1.training
+    assert not any(m.training for m in exchanged.trunk.layer1.modules())
+    assert exchanged.trunk.layer2[0].bn1.training
+    assert exchanged.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", 4), ("resnet50", 3)])
+def test_deformable_convolutions_begin_as_ordinary_ones(name: str, layers: int) -> None:
+    plain = make_backbone((4, 5), backbone=name, norm="group_norm", frozen_stages=0)
+    deformable = make_backbone((4, 5), backbone=name, norm="group_norm", frozen_stages=0, deformable=True)
+    left = deformable.load_state_dict(plain.state_dict(), strict=False)
+    assert not left.unexpected_keys
+    assert len(left.missing_keys) == 2 * layers
+    assert all(key.startswith("trunk.layer4.") and ".offset." in key for key in left.missing_keys)
+    want, got = plain(pixels(), FULL), deformable(pixels(), FULL)
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    got[1].square().mean().backward()
+    offsets = [p for key, p in deformable.named_parameters() if ".offset." in key]
+    assert all(p.grad is not None and p.grad.any() for p in offsets)
+    with torch.no_grad():
+        for p in offsets:
+            p.add_(0.3)
+        moved = deformable(pixels(), FULL)
+    assert (moved[1] - got[1]).abs().mean() > 0.01 * got[1].std()
+
+
+@pytest.mark.parametrize("deformable", [False, True])
+@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "group_norm"])
+def test_bf16_and_one_graph(norm: str, deformable: bool) -> None:
+    backbone = make_backbone(norm=norm, deformable=deformable).eval()
+    with torch.no_grad():
+        want = backbone(pixels(), FULL)
+        whole = torch.compile(backbone, backend="eager", fullgraph=True)(pixels(), FULL)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = backbone(pixels(), FULL)
+    for a, b, c in zip(want, whole, rough, strict=True):
+        torch.testing.assert_close(b, a)
+        assert c.dtype == torch.bfloat16
+        assert (c.float() - a).abs().mean() < 0.05 * a.std()
 
 
 def test_what_lies_in_the_padding_changes_nothing() -> None:

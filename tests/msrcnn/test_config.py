@@ -88,6 +88,11 @@ def test_group_norm_wants_channels_in_groups() -> None:
     assert ModelConfig(norm="frozen_bn", channels=48).channels == 48
 
 
+def test_deformable_wants_the_last_stage() -> None:
+    with pytest.raises(InputError, match=r"model\.deformable = True is not accepted; .* levels end below 5"):
+        ModelConfig(levels=(3, 4), deformable=True)
+
+
 def test_limits_are_accepted() -> None:
     RPNConfig(positive_iou=1.0, negative_iou=1.0, nms_iou=1.0, samples=1)
     RoIConfig(samples=1, positive_fraction=1.0)
@@ -122,6 +127,19 @@ def test_the_papers_row() -> None:
         "gaussian", 0.6, 0.001, 100)  # fmt: skip
     assert (preset.solver.epochs, preset.solver.decay_epochs, preset.solver.batch) == (18, (14, 17), 16)
     assert (preset.solver.lr, preset.solver.weight_decay, preset.solver.momentum) == (0.02, 1e-4, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "deformable"),
+    [("r50-fpn", "resnet50", False), ("r101-fpn", "resnet101", False), ("r101-dcn-fpn", "resnet101", True)],
+)
+def test_the_papers_larger_rows(name: str, backbone: str, deformable: bool) -> None:
+    """Section 4.1, Tables 1 and 2; anchors and levels of FPN (Lin et al., section 4.1)."""
+    preset = find_preset(name)
+    assert (preset.model.backbone, preset.model.deformable) == (backbone, deformable)
+    assert (preset.data.short_side, preset.data.long_side) == (800, 1333)
+    assert preset.model.levels == (2, 3, 4, 5)
+    assert preset.model.anchor_sizes == ((32,), (64,), (128,), (256,), (512,))
 
 
 def test_unknown_preset_lists_those_there_are() -> None:

@@ -125,6 +125,32 @@ def test_training_on_one_batch_lowers_the_loss() -> None:
     assert np.mean(history[-3:]) < 0.8 * np.mean(history[:3])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": (4, 5), "anchor_sizes": ((16, 32), (32, 64))},
+        {"norm": "sync_bn"},
+        {"deformable": True},
+        {"backbone": "resnet50", "levels": (2, 3, 4, 5), "anchor_sizes": ((8,), (16,), (32,), (64,), (96,))},
+        {"backbone": "resnet101", "deformable": True},
+    ],
+    ids=str,
+)
+def test_every_backbone_trains_a_step_and_detects(change: dict[str, Any]) -> None:
+    model, batch = make_model(dataclasses.replace(CONFIG, **change)), batch_of("all", "all")
+    before = [p.detach().clone() for p in model.backbone.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    torch.stack(list(losses_of(model, batch).values())).sum().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+    optimizer.step()
+    still = {n for (n, p), b in zip(model.backbone.named_parameters(), before, strict=True) if torch.equal(p, b)}
+    assert not still
+    found = detections_of(model, batch)
+    assert found.valid.any(1).all()
+    for tensor in (found.boxes, found.class_scores, found.maskious, found.masks):
+        assert tensor.isfinite().all()
+
+
 @pytest.mark.parametrize("keep", [("none", "none"), ("none", "all"), ("crowds", "crowds"), ("all", "all")])
 @pytest.mark.parametrize("norm", ["group_norm", "frozen_bn"])
 def test_losses_are_finite_and_reach_every_parameter(keep: tuple[str, ...], norm: str) -> None:

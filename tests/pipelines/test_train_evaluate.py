@@ -128,7 +128,7 @@ def test_what_train_refuses_before_it_starts(trained, shards, tmp_path):
     from pipelines.train import train
 
     config = replace(trained[0], run=tmp_path / "run", tracking=f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(InputError, match="need ImageNet weights"):
+    with pytest.raises(InputError, match="freeze what nothing has trained"):
         train(replace(config, model=replace(SMALL, frozen_stages=2)))
     with pytest.raises(InputError, match=r"8 images are fewer than --solver.batch 16"):
         train(replace(config, shards=shards / "val", solver=replace(config.solver, batch=16)))
@@ -139,6 +139,39 @@ def test_what_train_refuses_before_it_starts(trained, shards, tmp_path):
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(InputError, match="neither empty nor a run directory"):
         train(replace(config, run=tmp_path / "full"))
+
+
+def test_weights_of_another_run_are_where_training_begins(trained, tmp_path):
+    """With a learning rate of almost nothing the model after a step is the one that was given."""
+    from pipelines.train import train
+
+    source = trained[0].run / "model.pt"
+    solver = replace(trained[0].solver, lr=1e-9, warmup_steps=0)
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    config = replace(
+        trained[0], run=tmp_path / "run", solver=solver, max_steps=1, tracking=tracking, weights=str(source)
+    )
+    lines: list[str] = []
+    train(config, lines.append)
+    want, got = load_model(source).model.state_dict(), load_model(config.run / "model.pt").model.state_dict()
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6)
+    assert any(f"{source} (msrcnn checkpoint): {len(want)} tensors matched" in line for line in lines)
+    record = json.loads((config.run / "run.json").read_text())
+    assert record["settings"]["weights"] == str(source)
+    with pytest.raises(InputError, match=r"weights: .* -> None"):
+        train(replace(config, weights=None))
+
+
+def test_weights_that_cannot_be_used_leave_nothing_behind(trained, tmp_path):
+    from pipelines.train import train
+
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    config = replace(trained[0], run=tmp_path / "run", tracking=f"sqlite:///{tmp_path}/mlflow.db")
+    for weights, message in ((tmp_path / "bad.pth", "not weights"), (tmp_path / "none.pth", "no such file")):
+        with pytest.raises(InputError, match=message):
+            train(replace(config, weights=str(weights)), lambda _: None)
+    assert {p.name for p in tmp_path.iterdir()} == {"bad.pth"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,197 @@
+"""Starting from weights that were trained elsewhere: torchvision's, a file's, or another run's.
+
+Four kinds are told apart by the names in them: a checkpoint of `msrcnn.weights`, a torchvision Mask R-CNN (today's
+names and those of its published file), a torchvision ResNet, and such a ResNet in part or with BatchNorm folded in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.models import get_weight
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
+from msrcnn.weights import FORMAT, read_plain
+
+COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+COCO_LABELS: list[str] = COCO.meta["categories"]
+"""torchvision's 91 labels: the background, then COCO's category ids 1 to 90, of which ten are "N/A"."""
+EPS = 1e-5
+"""What BatchNorm adds to a variance."""
+TRUNK = "backbone.trunk."
+SHOWN = 6
+"""So many names of a kind are printed in full, more are counted by their module."""
+
+MASK_RCNN = [
+    (r"backbone\.body\.(.*)", r"backbone.trunk.\1"),
+    (r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:0\.)?(\w+)", r"backbone.fpn.\1_blocks.\2.0.\3"),
+    (r"rpn\.head\.conv\.(?:0\.0\.)?(\w+)", r"rpn.head.conv.\1"),
+    (r"rpn\.head\.cls_logits\.(\w+)", r"rpn.head.objectness.\1"),
+    (r"rpn\.head\.bbox_pred\.(\w+)", r"rpn.head.deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(\w+)", r"box.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(\w+)", r"box.fc2.\1"),
+    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box.score.\1"),
+    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"box.deltas.\1"),
+    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", r"mask.convs.\1.\2"),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"mask.deconv.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask.logits.\1"),
+]
+"""A torchvision Mask R-CNN's names (some were without the numbers before torchvision 0.13) as ours."""
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What came of loading weights; the names are the model's, those left over the file's."""
+
+    source: str
+    kind: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For people: what matched, what keeps its initial values, what of the file is not used."""
+        lines = [f"weights {self.source} ({self.kind}): {len(self.matched)} tensors matched"]
+        if self.missing:
+            lines.append(f"  missing, kept as initialised: {_summary(self.missing)}")
+        if self.left_over:
+            lines.append(f"  left over, not used: {_summary(self.left_over)}")
+        return lines
+
+
+def _summary(names: Sequence[str]) -> str:
+    if len(names) <= SHOWN:
+        return ", ".join(names)
+    modules = Counter(".".join(name.split(".")[: 3 if name.startswith(TRUNK) else 2]) for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in modules.items())
+
+
+def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str]) -> WeightsReport:
+    """Loads what fits of `source` into `model`; what is missing there keeps its values.
+
+    Args:
+        model: changed in place.
+        source: a file, or torchvision's name of weights, as "ResNet50_Weights.IMAGENET1K_V1", then downloaded.
+        categories: names of the model's categories 1..K. Of a detector with torchvision's 91 COCO labels they pick
+            theirs, unless the model has all of them (then category k is label k).
+
+    Raises:
+        InputError: nothing is at `source`, it is none of the known kinds, nothing in it has a place in the model, a
+            shape is another one, or BatchNorm is folded into it and the model's is not frozen. The model is unchanged.
+    """
+    found = _read(source)
+    kind, state = _translate(source, found)
+    if kind == "torchvision Mask R-CNN":
+        _drop_background(state)
+        _pick_labels(state, categories)
+        if Path(source).name in (str(COCO), COCO.url.rpartition("/")[2]):
+            _without_eps(state)
+    _check_norm(source, model, state)
+    return _load(model, source, kind, state)
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    """The tensors at `source` by name; a checkpoint's are marked by the model's own names."""
+    if not Path(source).is_file() and re.fullmatch(r"\w+_Weights\.\w+", source):
+        try:
+            weights = get_weight(source)
+        except (AttributeError, ValueError, KeyError):
+            raise InputError(f"{source}: torchvision has no weights of this name; give a file or another") from None
+        try:
+            return dict(weights.get_state_dict(check_hash=True, weights_only=True))
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{source}: cannot be downloaded ({reason}); give the file {weights.url}") from None
+    value = read_plain(Path(source), "weights")
+    if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
+        value = value["weights"]
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+
+
+def _translate(source: str, found: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """What kind of weights these are, and they by the model's names; names without one are kept."""
+    if any(name.startswith(TRUNK) for name in found):
+        return "msrcnn checkpoint", found
+    if any(name.startswith("roi_heads.") for name in found):
+        return "torchvision Mask R-CNN", {_mask_rcnn_name(name): tensor for name, tensor in found.items()}
+    if "conv1.weight" in found:
+        return "torchvision ResNet", {f"{TRUNK}{name}": tensor for name, tensor in found.items()}
+    raise InputError(f"{source}: neither a checkpoint of msrcnn nor a torchvision ResNet or Mask R-CNN; use another")
+
+
+def _mask_rcnn_name(name: str) -> str:
+    if old := re.fullmatch(r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", name):
+        return f"mask.convs.{int(old[1]) - 1}.{old[2]}"  # counted from 1 before torchvision 0.13
+    for pattern, ours in MASK_RCNN:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    return name
+
+
+def _drop_background(state: dict[str, Tensor]) -> None:
+    """torchvision predicts a mask of the background too, which nothing reads; here channel k - 1 is category k."""
+    for name in ("mask.logits.weight", "mask.logits.bias"):
+        if name in state:
+            state[name] = state[name][1:]  # [K + 1, ...] -> [K, ...]
+
+
+def _pick_labels(state: dict[str, Tensor], categories: Sequence[str]) -> None:
+    """Of a detector with torchvision's COCO labels keeps those with the names of `categories`, in their order."""
+    labels = len(COCO_LABELS)
+    known = set(categories) <= set(COCO_LABELS[1:])
+    if "box.score.bias" not in state or len(state["box.score.bias"]) != labels or len(categories) == labels - 1:
+        return
+    if not known:
+        return  # other categories: the shapes differ, and loading says so
+    rows = [0, *(COCO_LABELS.index(name) for name in categories)]
+    for end in ("weight", "bias"):
+        state[f"box.score.{end}"] = state[f"box.score.{end}"][rows]  # [91, ...] -> [K + 1, ...]
+        deltas = state[f"box.deltas.{end}"].unflatten(0, (labels, 4))  # [91 * 4, ...] -> [91, 4, ...]
+        state[f"box.deltas.{end}"] = deltas[rows].flatten(0, 1)  # [K + 1, 4, ...] -> [(K + 1) * 4, ...]
+        state[f"mask.logits.{end}"] = state[f"mask.logits.{end}"][[row - 1 for row in rows[1:]]]  # [90, ...]
+
+
+def _without_eps(state: dict[str, Tensor]) -> None:
+    """torchvision runs its published COCO weights with eps 0, with which they were trained; ours adds EPS again."""
+    for name in state:
+        if name.endswith("running_var"):
+            state[name] = state[name] - EPS
+
+
+def _check_norm(source: str, model: MaskScoringRCNN, state: dict[str, Tensor]) -> None:
+    """Keeps BatchNorm's values out of GroupNorm, whose parameters have the same names, and refuses folded ones."""
+    means = {name: tensor for name, tensor in state.items() if name.endswith("running_mean")}
+    folded = bool(means) and not any(mean.any() for mean in means.values())
+    folded = folded and any(state[name.replace("running_mean", "bias")].any() for name in means)
+    if folded and model.config.norm != "frozen_bn":
+        raise InputError(f"{source}: BatchNorm is folded into its convolutions, which model.norm = "
+                         f"{model.config.norm!r} would normalise again; use frozen_bn")  # fmt: skip
+    if model.config.norm == "group_norm":
+        for name in means:
+            for end in ("weight", "bias"):
+                other = name.replace("running_mean", end)
+                state[f"{other} (BatchNorm)"] = state.pop(other)
+
+
+def _load(model: MaskScoringRCNN, source: str, kind: str, state: dict[str, Tensor]) -> WeightsReport:
+    own = model.state_dict()
+    matched = [name for name in own if name in state]
+    for name in matched:
+        if own[name].shape != state[name].shape:
+            raise InputError(f"{source}: {name} is {tuple(state[name].shape)} where the model has "
+                             f"{tuple(own[name].shape)}; use weights of this backbone, these sizes and as many "
+                             "categories")  # fmt: skip
+    if not matched:
+        raise InputError(f"{source}: nothing in it has a place in this model; use weights of its backbone")
+    model.load_state_dict({name: state[name] for name in matched}, strict=False)
+    # BatchNorm's count of batches has no use where its statistics are frozen.
+    left_over = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    return WeightsReport(source, kind, tuple(matched), tuple(missing), tuple(left_over))

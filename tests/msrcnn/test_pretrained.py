@@ -1,0 +1,219 @@
+"""Weights from elsewhere end up where they belong, and what cannot is said."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d
+
+from msrcnn.config import DataConfig, ModelConfig
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
+from msrcnn.pretrained import COCO, load_weights
+from msrcnn.weights import save_model
+
+WIDTH, HIDDEN = 32, 16
+CONFIG = ModelConfig(
+    levels=(2, 3, 4, 5), anchor_sizes=((32,), (64,), (128,), (256,), (512,)), channels=WIDTH, hidden=HIDDEN,
+    num_classes=3,
+)  # fmt: skip
+ANIMALS = ["person", "dog", "zebra"]
+COCO_IDS = [1, 18, 24]
+"""Their ids in COCO's annotations, which are torchvision's labels."""
+
+
+def make_model(config: ModelConfig = CONFIG) -> MaskScoringRCNN:
+    torch.manual_seed(1)
+    return MaskScoringRCNN(config).eval()
+
+
+def make_mask_rcnn(labels: int) -> MaskRCNN:
+    """torchvision's Mask R-CNN, but narrow and on a ResNet-18."""
+    torch.manual_seed(0)
+    stages = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
+    backbone = BackboneWithFPN(resnet18(norm_layer=FrozenBatchNorm2d), stages, [64, 128, 256, 512], WIDTH)
+    model = MaskRCNN(
+        backbone, rpn_head=RPNHead(WIDTH, 3), box_head=TwoMLPHead(WIDTH * 49, HIDDEN),
+        box_predictor=FastRCNNPredictor(HIDDEN, labels), mask_head=MaskRCNNHeads(WIDTH, [WIDTH] * 4, 1),
+        mask_predictor=MaskRCNNPredictor(WIDTH, WIDTH, labels),
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.uniform_(1e-4, 2e-4)
+            module.weight.uniform_(0.005, 0.01)
+    return model.eval()
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of torchvision's published COCO file, from before 0.13."""
+    state = {re.sub(r"(_blocks\.\d)\.0\.", r"\1.", name): tensor for name, tensor in state.items()}
+    state = {name.replace("rpn.head.conv.0.0.", "rpn.head.conv."): tensor for name, tensor in state.items()}
+    return {
+        re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", name): tensor
+        for name, tensor in state.items()
+    }
+
+
+def save(path: Path, state: dict[str, Tensor]) -> str:
+    torch.save(dict(state), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_mask_rcnn_of_as_many_categories(old: bool, tmp_path: Path) -> None:
+    theirs, ours = make_mask_rcnn(4), make_model()
+    state = dict(theirs.state_dict())
+    if old:
+        state = old_names(state)
+        assert state.keys() != theirs.state_dict().keys()
+        theirs.load_state_dict(dict(state))  # torchvision reads them so as well
+    report = load_weights(ours, save(tmp_path / "w.pth", state), ["a", "b", "c"])
+    assert report.kind == "torchvision Mask R-CNN"
+    assert report.left_over == ()
+    assert {name.split(".")[0] for name in report.missing} == {"maskiou"}
+    assert len(report.matched) == len(state)
+    heads = theirs.roi_heads
+    same = [
+        (ours.backbone.trunk.layer3[1].conv2.weight, theirs.backbone.body.layer3[1].conv2.weight),
+        (ours.backbone.fpn.layer_blocks[2][0].weight, theirs.backbone.fpn.layer_blocks[2][0].weight),
+        (ours.rpn.head.deltas.bias, theirs.rpn.head.bbox_pred.bias),
+        (ours.box.fc2.weight, heads.box_head.fc7.weight),
+        (ours.mask.convs[3].weight, heads.mask_head[3][0].weight),
+        (ours.mask.deconv.weight, heads.mask_predictor.conv5_mask.weight),
+        (ours.mask.logits.weight, heads.mask_predictor.mask_fcn_logits.weight[1:]),
+    ]
+    for got, want in same:
+        assert torch.equal(got, want)
+
+
+def test_of_coco_labels_the_categories_pick_theirs_by_name(tmp_path: Path) -> None:
+    theirs, ours = make_mask_rcnn(91), make_model()
+    load_weights(ours, save(tmp_path / "w.pth", theirs.state_dict()), ANIMALS)
+    heads = theirs.roi_heads
+    x, feature = torch.randn(5, HIDDEN), torch.randn(2, WIDTH, 14, 14)
+    with torch.no_grad():
+        want, deltas = heads.box_predictor(x)
+        assert torch.allclose(ours.box.score(x), want[:, [0, *COCO_IDS]], atol=1e-6)
+        got = ours.box.deltas(x).unflatten(1, (-1, 4))
+        assert torch.allclose(got, deltas.unflatten(1, (-1, 4))[:, [0, *COCO_IDS]], atol=1e-6)
+        masks = heads.mask_predictor(heads.mask_head(feature))
+        assert torch.allclose(ours.mask(feature), masks[:, COCO_IDS], atol=1e-5)
+
+
+def test_other_categories_do_not_fit_coco_labels(tmp_path: Path) -> None:
+    path, ours = save(tmp_path / "w.pth", make_mask_rcnn(91).state_dict()), make_model()
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(InputError, match=r"w\.pth: box\.score\.weight is \(91, 16\) where the model has \(4, 16\)"):
+        load_weights(ours, path, ["disc", "ring", "star"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_the_published_file_s_batch_norm_has_no_epsilon(tmp_path: Path) -> None:
+    """torchvision sets eps to 0 for its COCO weights, of whatever name; here the file's name tells."""
+    theirs, ours = make_mask_rcnn(4), make_model()
+    path = save(tmp_path / Path(COCO.url).name, theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = theirs.backbone.body(x)["3"]
+        overwrite_eps(theirs, 0.0)
+        want = theirs.backbone.body(x)["3"]
+        load_weights(ours, path, ["a", "b", "c"])
+        got = ours.backbone.trunk(x)[-1]
+    assert (plain - want).abs().max() > 1e-2 * want.std()
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=float(1e-4 * want.std()))
+
+
+def some_resnet18() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    net = resnet18()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn"])
+def test_resnet_weights(norm: str, tmp_path: Path) -> None:
+    state, ours = some_resnet18(), make_model(replace(CONFIG, norm=norm))
+    report = load_weights(ours, save(tmp_path / "r.pth", state), ANIMALS)
+    assert report.kind == "torchvision ResNet"
+    assert report.left_over == ("backbone.trunk.fc.weight", "backbone.trunk.fc.bias")
+    assert not any(name.startswith("backbone.trunk") for name in report.missing)
+    own = ours.backbone.trunk.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+    assert len(own) == len(report.matched)
+    lines = report.lines()
+    assert lines[0].endswith(f"r.pth (torchvision ResNet): {len(own)} tensors matched")
+    assert "box.fc1 (2)" in lines[1]
+    assert "fc.weight" in lines[2]
+
+
+def test_group_norm_takes_the_convolutions_alone(tmp_path: Path) -> None:
+    state, ours = some_resnet18(), make_model(replace(CONFIG, norm="group_norm"))
+    report = load_weights(ours, save(tmp_path / "r.pth", state), ANIMALS)
+    trunk = ours.backbone.trunk
+    assert torch.equal(trunk.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+    assert torch.equal(trunk.layer1[0].bn1.weight, torch.ones(64))
+    assert "backbone.trunk.layer1.0.bn1.weight (BatchNorm)" in report.left_over
+    assert "backbone.trunk.layer1.0.bn1.weight" in report.missing
+
+
+def test_deformable_layers_take_the_ordinary_ones_weights(tmp_path: Path) -> None:
+    state, ours = some_resnet18(), make_model(replace(CONFIG, deformable=True))
+    report = load_weights(ours, save(tmp_path / "r.pth", state), ANIMALS)
+    assert torch.equal(ours.backbone.trunk.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    missing = {name for name in report.missing if name.startswith("backbone.trunk")}
+    layers = [f"layer4.{block}.conv{i}.offset.{end}" for block in (0, 1) for i in (1, 2) for end in ("weight", "bias")]
+    assert missing == {f"backbone.trunk.{name}" for name in layers}
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "group_norm"])
+def test_a_part_with_batch_norm_folded_in(norm: str, data_dir: Path) -> None:
+    """The 3x3 convolutions of the last stage are absent; frozen BatchNorm alone can use the rest."""
+    path, ours = data_dir / "resnet18_imagenet_partial.pth", make_model(replace(CONFIG, norm=norm))
+    if norm != "frozen_bn":
+        with pytest.raises(InputError, match=rf"BatchNorm is folded .* model\.norm = '{norm}' .* use frozen_bn"):
+            load_weights(ours, str(path), ANIMALS)
+        return
+    report = load_weights(ours, str(path), ANIMALS)
+    missing = {name for name in report.missing if name.startswith("backbone.trunk")}
+    assert missing == {f"backbone.trunk.layer4.{block}.conv{i}.weight" for block in (0, 1) for i in (1, 2)}
+    assert report.left_over == ("backbone.trunk.fc.weight", "backbone.trunk.fc.bias")
+
+
+def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    source, ours = MaskScoringRCNN(CONFIG), make_model()
+    names = [(k, k, name) for k, name in enumerate(ANIMALS, 1)]
+    save_model(tmp_path / "model.pt", source, DataConfig(), names)
+    report = load_weights(ours, str(tmp_path / "model.pt"), ANIMALS)
+    assert (report.kind, report.missing, report.left_over) == ("msrcnn checkpoint", (), ())
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    ours = make_model()
+    cases = [
+        (str(tmp_path / "none.pth"), r"none\.pth: no such file; expected weights"),
+        ("ResNet50_Weights.NONE", "torchvision has no weights of this name"),
+        ("ResNet19_Weights.DEFAULT", "torchvision has no weights of this name"),
+        (save(tmp_path / "other.pth", {"encoder.weight": torch.zeros(3)}), "neither a checkpoint of msrcnn nor"),
+        (save(tmp_path / "r50.pth", resnet50().state_dict()), r"r50\.pth: backbone\.trunk\.layer1\.0\.conv1\.weight"),
+    ]
+    for source, message in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            load_weights(ours, source, ANIMALS)
+        assert "\n" not in str(caught.value)
