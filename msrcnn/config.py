@@ -299,7 +299,7 @@ PRESETS: dict[str, Preset] = {
             rpn=RPNConfig(samples=128, train_proposals=500, test_proposals=300),
             roi=RoIConfig(samples=128),
         ),
-        SolverConfig(epochs=3, decay_epochs=(2,), batch=4, lr=0.08, warmup_steps=100, clip_norm=10.0),
+        SolverConfig(epochs=4, decay_epochs=(3,), batch=4, lr=0.08, warmup_steps=100, clip_norm=10.0),
         DataConfig(short_side=160, long_side=160),
     ),
 }
