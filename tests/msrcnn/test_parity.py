@@ -192,7 +192,13 @@ def check_parity(
 
             assert len(detected["boxes"]) > detections // 2
             assert detected["scores"].std() > 0.02
-            order = nearest(found.boxes[b, found.valid[b]], detected["boxes"])
+            # Scores nearer than the tolerance may change places over the cut after the last detection.
+            last = detected["scores"][-1] if len(detected["scores"]) == detections else 0.0
+            clear = detected["scores"] > last + 1e-4
+            assert clear.sum() >= len(clear) - 3
+            detected = {name: values[clear] for name, values in detected.items()}
+            ours_clear = torch.where(found.valid[b] & (found.class_scores[b] > last + 1e-4))[0]
+            order = ours_clear[nearest(found.boxes[b, ours_clear], detected["boxes"])]
             assert torch.equal(found.labels[b, order], detected["labels"])
             torch.testing.assert_close(found.class_scores[b, order], detected["scores"], rtol=0, atol=1e-4)
             check_masks(found, b, order, detected, height, width)
