@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported where they are used: the command line's --help mus
 REJECTED = "rejected.parquet"
 PROGRESS_SECONDS = 5.0
 UNFINISHED = ".unfinished"
-"""Marks a folder in which an interrupted sharding left files, which the next may replace."""
+"""Marks a folder in which a sharding that was killed left files, which the next may replace."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
             (out / UNFINISHED).unlink()
         except BaseException:
             _remove_leftovers(out)
+            (out / UNFINISHED).unlink(missing_ok=True)
             raise
     seconds = time.perf_counter() - start
     rows, instances, size = manifest.rows, manifest.instances, manifest.bytes

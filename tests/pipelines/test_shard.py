@@ -149,6 +149,14 @@ def test_unusable_input_is_refused_before_anything_is_made(little: ShardConfig, 
     assert not little.out.exists()
 
 
+def test_folder_with_something_else_in_it_is_refused(little: ShardConfig) -> None:
+    little.out.mkdir()
+    (little.out / "shard-00007.parquet").write_text("somebody's")
+    with pytest.raises(InputError, match="shards: is not empty; choose another --out"):
+        shard(little)
+    assert files_of(little.out) == ["shard-00007.parquet"]
+
+
 def test_finished_data_set_is_not_overwritten(little: ShardConfig) -> None:
     little.out.mkdir()
     write_manifest(Manifest(little.out, "mine", (), (), {}, {}))
@@ -170,6 +178,7 @@ def test_little_data_set(little: ShardConfig) -> None:
         "shard-00000.parquet.tmp-0123456789ab",
         "rejected.parquet",
         "notes.txt",
+        ".unfinished",
     ):
         (little.out / leftover).write_text("from an attempt that was cut off")
     lines: list[str] = []
@@ -267,7 +276,7 @@ def test_stopping_before_the_manifest_leaves_nothing(little: ShardConfig) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         shard(little, log=stop)
-    assert seen == [["shard-00000.parquet"]]
+    assert seen == [[".unfinished", "shard-00000.parquet"]]
     assert files_of(little.out) == []
 
 
