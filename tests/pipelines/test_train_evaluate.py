@@ -16,10 +16,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from msrcnn.config import PRESETS, DataConfig, SolverConfig
+from msrcnn.config import DataConfig, SolverConfig
 from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.errors import InputError
+from msrcnn.presets import PRESETS
 from msrcnn.weights import load_model
 from pipelines.manifest import read_manifest, write_manifest
 from pipelines.options import EvaluateConfig, TrainConfig
@@ -179,7 +180,10 @@ def evaluated(trained, shards, tmp_path_factory):
     from pipelines.evaluate import evaluate
 
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    config = EvaluateConfig(model=trained[0].run, shards=shards / "val", out=out, batch=3, bootstrap=20)
+    database = os.path.relpath(trained[0].run.with_name("mlflow.db"))  # the training's, named from here
+    config = EvaluateConfig(
+        model=trained[0].run, shards=shards / "val", out=out, batch=3, bootstrap=20, tracking=f"sqlite:///{database}"
+    )
     lines: list[str] = []
     return config, evaluate(config, lines.append), lines
 
