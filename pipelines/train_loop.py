@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
@@ -24,7 +23,7 @@ from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
 from msrcnn.structures import Batch
 from msrcnn.weights import load_model, read_plain, save_model, write_aside
 from pipelines.ingest import TrainingCollate
-from pipelines.run_directory import MODEL
+from pipelines.run_directory import MODEL, working
 
 REPORT_STEPS = 20
 """Steps between two records; the losses stay on the device until then."""
@@ -49,6 +48,8 @@ class Job:
     threads: int
     initial: str | None
     """model file to begin with, if it is not random weights"""
+    run: str
+    """run directory"""
     mailbox: Any
 
 
@@ -143,8 +144,8 @@ def restore_checkpoint(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.
     return state["step"]
 
 
-def batches(job: Job, device: torch.device, skip: int) -> Iterator[Batch]:
-    """This worker's share of every step's images, without those of the first `skip` steps of the stream."""
+def batches(job: Job, device: torch.device) -> Iterator[Batch]:
+    """This worker's share of every step's images, from the step on that comes next."""
     shard = ray.train.get_dataset_shard("train")
     feed = shard.iter_torch_batches(
         batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
@@ -152,13 +153,19 @@ def batches(job: Job, device: torch.device, skip: int) -> Iterator[Batch]:
         prefetch_batches=PREFETCH,
         drop_last=True,
     )
-    for batch in itertools.islice(feed, skip, None):
+    for batch in feed:
         yield batch.to(device, non_blocking=True)
 
 
 def train_loop(config: dict[str, Job]) -> None:
-    """The training loop, run by each worker of the group; `config["job"]` is what Ray Train hands it."""
+    """What Ray Train runs in each worker of the group."""
     job = config["job"]
+    with working(Path(job.run)):
+        train_steps(job)
+
+
+def train_steps(job: Job) -> None:
+    """The training loop, from the step after the run's last checkpoint on."""
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.threads)
@@ -171,7 +178,7 @@ def train_loop(config: dict[str, Job]) -> None:
     network = ray.train.torch.prepare_model(model, move_to_device=False)
     network.train()
 
-    feed = batches(job, device, skip=step % job.steps_per_epoch)  # the stream begins with an epoch
+    feed = batches(job, device)
     meter = Meter(job, rank, step)
     limit = job.solver.clip_norm or float("inf")
     while step < job.total_steps:
