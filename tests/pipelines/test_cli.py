@@ -49,7 +49,7 @@ def test_rows_of_the_papers_tables_by_letter_and_number():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], "'trian' is not a command; there are shapes, shard, train, evaluate"),
+        (["trian"], "'trian' is not a command; there are shapes, shard, data, train, evaluate"),
         (["train", "--preset", "r19", "--shards", "s", "--run", "r"], "--preset r19: no such preset"),
         (["train", "--shards", "nowhere", "--run", "r"], "no manifest.json; make shards with `msrcnn shard`"),
         (["train", "--shards", "s", "--run", "r", "--workers", "3"], "--solver.batch = 16 is not accepted"),
