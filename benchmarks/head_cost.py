@@ -1,0 +1,174 @@
+"""What the MaskIoU head costs in time, beside its share of the multiply-accumulates.
+
+The paper (section 4.1) calls the cost of MaskIoU prediction negligible. Here the detector with its MaskIoU head and the
+same detector without it, same weights and same images, run in turn: detecting 100 objects an image, and a training
+step. The multiply-accumulates of both are counted (torch's flop counter: convolutions and matrix products, half of its
+"flops"; RoIAlign is not counted). Wanted is that time grows by no more than they do, plus 0.05.
+
+What both compute must be equal bit by bit on a CPU, to 1e-3 on a GPU (whose sums have no order): boxes, class scores
+and masks, and the losses of the other heads. The command fails where they differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.images import busy, samples, training_batch
+from benchmarks.measuring import (
+    Timing,
+    add_device,
+    device_clock,
+    milliseconds,
+    parser_of,
+    print_result,
+    print_settings,
+    quotient,
+    time_in_turn,
+)
+from msrcnn import mask_head
+from msrcnn.boxes import compact
+from msrcnn.config import PRESETS, DataConfig, ModelConfig
+from msrcnn.detector import MaskScoringRCNN, flat, image_index
+from msrcnn.mask_head import mask_loss, of_class
+from msrcnn.masks import sample_on_rois
+from msrcnn.pooling import PyramidPooler
+from msrcnn.structures import Batch, Detections, Targets
+
+ALLOWANCE = 0.05
+"""What the time ratio may exceed the ratio of multiply-accumulates by."""
+
+
+class NoMaskIoU(nn.Module):
+    """In the MaskIoU head's place: a MaskIoU of 0, no computation."""
+
+    size = mask_head.SIZE
+
+    def forward(self, features: Tensor, _target: Tensor, masks: Tensor) -> Tensor:
+        """Zeros [N, K]."""
+        return features.new_zeros(masks.shape[:2])
+
+
+class MaskRCNN(MaskScoringRCNN):
+    """The detector without its MaskIoU head: Mask R-CNN."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.maskiou = NoMaskIoU()  # type: ignore[assignment]
+
+    def mask_losses(
+        self, pooler: PyramidPooler, batch: Batch, targets: Targets, rois: Tensor, labels: Tensor, instance: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The mask head's loss as in `MaskScoringRCNN`, neither MaskIoU nor its target."""
+        images, slots = labels.shape[0], min(labels.shape[1], self.config.roi.positive_samples)
+        rois, labels, instance = flat(rois[:, :slots]), flat(labels[:, :slots]), flat(instance[:, :slots])
+        index = image_index(images, slots, rois.device)
+        positive, roi, label, slot, image = compact(labels > 0, rois, labels, instance, index)
+        logits = of_class(self.mask(pooler(image, roi, mask_head.SIZE)), label)  # [N, 28, 28]
+        coverage = sample_on_rois(targets.masks, batch, image, slot, roi, mask_head.MASK_SIZE)
+        return {"mask": mask_loss(logits, (coverage >= 0.5).float(), positive)}
+
+
+def make_models(config: ModelConfig, seed: int, device: torch.device) -> tuple[MaskScoringRCNN, MaskRCNN]:
+    """The detector and the detector without its MaskIoU head, with the same random weights."""
+    torch.manual_seed(seed)
+    full = MaskScoringRCNN(config)
+    plain = MaskRCNN(config)
+    plain.load_state_dict({k: v for k, v in full.state_dict().items() if not k.startswith("maskiou.")})
+    return full.to(device), plain.to(device)
+
+
+def multiply_accumulates(work: Callable[[], object]) -> float:
+    """Multiply-accumulates of what `work` does."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 2
+
+
+def detect(model: MaskScoringRCNN, batch: Batch) -> Detections:
+    """Detections of a batch."""
+    with torch.no_grad():
+        return model.eval()(batch)
+
+
+def step(model: MaskScoringRCNN, batch: Batch) -> dict[str, Tensor]:
+    """Losses of a training step and their gradients; the optimiser's part is left out."""
+    losses = model.train()(batch)
+    model.zero_grad(set_to_none=True)
+    torch.stack(list(losses.values())).sum().backward()
+    return losses
+
+
+def same_results(full: MaskScoringRCNN, plain: MaskRCNN, batch: Batch) -> bool:
+    """Whether both give the same boxes, labels, scores and masks, and the same losses but for the MaskIoU head's."""
+    tolerance = 0.0 if batch.images.device.type == "cpu" else 1e-3
+    a, b = detect(full, batch), detect(plain, batch)
+    pairs = [(getattr(a, n), getattr(b, n)) for n in ("boxes", "labels", "class_scores", "masks", "valid")]
+    ours, theirs = step(full, batch), step(plain, batch)
+    pairs += [(ours[name], theirs[name]) for name in theirs]
+    with_it = set(ours) - set(theirs) == {"maskiou"}
+    return with_it and all(torch.allclose(x, y, rtol=tolerance, atol=tolerance) for x, y in pairs)
+
+
+def report(what: str, full: Timing, plain: Timing, share: float) -> dict[str, float | bool]:
+    """Prints one comparison; its figures by name."""
+    ratio, spread = quotient(full, plain)
+    limit = 1 + share + ALLOWANCE
+    verdict = "within" if ratio <= limit else "ABOVE"
+    print(f"{what}: without {plain.text}, with {full.text}: x {ratio:.3f} +- {spread:.3f}, {verdict} {limit:.3f} "
+          f"(multiply-accumulates x {1 + share:.3f})")  # fmt: skip
+    return {"ratio": ratio, "ratio_spread": spread, "limit": limit, "share": share, "within": ratio <= limit}
+
+
+def main() -> int:
+    parser = parser_of(__doc__ or "")
+    add_device(parser)
+    parser.add_argument("--preset", default="r18-fpn", choices=[p for p in PRESETS if p != "demo"])
+    parser.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: 7, with --quick 2)")
+    args = parser.parse_args()
+    preset = PRESETS["r18-fpn" if args.quick else args.preset]
+    data = DataConfig(320, 512) if args.quick else preset.data
+    images = 1 if args.quick else args.batch
+    rounds = args.rounds or (2 if args.quick else 7)
+    chosen, source = samples(images, args.seed)
+    batch = training_batch(chosen, replace(data, flip=False), args.seed).to(args.device)
+    model = busy(preset.model, 128 if args.quick else preset.model.roi.samples)
+    full, plain = make_models(model, args.seed, args.device)
+    found = detect(full, batch)
+    counts = found.valid.sum(1).tolist()
+    print_settings(
+        "head_cost", args.device, preset="r18-fpn" if args.quick else args.preset, images=f"{images}, {source}",
+        canvas=tuple(batch.images.shape[2:]), detections_an_image=counts, training_rois_an_image=model.roi.samples,
+        positive_iou=model.roi.positive_iou, weights="random", precision="float32", rounds=rounds, seed=args.seed,
+    )  # fmt: skip
+    top = preset.model.selection.top_k
+    if counts != [top] * images:
+        print(f"head_cost: not every image has {top} detections; another --seed may", file=sys.stderr)
+        return 1
+    same = same_results(full, plain, batch)
+    print(f"same boxes, scores, masks and other losses: {same}")
+    figures: dict[str, object] = {}
+    for what, work in (("detecting", detect), ("training", step)):
+        with_head, without = (lambda w=work, m=m: w(m, batch) for m in (full, plain))
+        share = multiply_accumulates(with_head) / multiply_accumulates(without) - 1
+        timings = time_in_turn(
+            {"with_head": with_head, "without": without}, rounds, clock=device_clock(args.device)
+        )  # fmt: skip
+        found_figures = report(what, timings["with_head"], timings["without"], share) | milliseconds(**timings)
+        figures |= {f"{what}_{name}": value for name, value in found_figures.items()}
+    print_result(
+        "head_cost", args.device, ratio=figures["detecting_ratio"], identical=same, **figures,
+        preset="r18-fpn" if args.quick else args.preset, images=images, canvas=list(batch.images.shape[2:]),
+        seed=args.seed,
+    )  # fmt: skip
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
