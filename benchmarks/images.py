@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msrcnn.config import DataConfig, ModelConfig
 from msrcnn.data.batching import draw, make_batch
-from msrcnn.rle import decode_crop, encode_crop
+from msrcnn.rle import decode_crop, encode_crops
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch
 
@@ -90,7 +90,7 @@ def draw_sample(image_id: int, seed: int) -> Sample:
     pixels = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     count = int(rng.integers(INSTANCES[0], INSTANCES[1] + 1))
     boxes = np.zeros((count, 4), np.float32)
-    areas, rles = np.zeros(count, np.float32), []
+    areas, ellipses = np.zeros(count, np.float32), []
     for g in range(count):
         w, h = np.exp(rng.uniform(np.log(SIDES[0]), np.log(SIDES[1]), 2)).astype(int)
         left, top = int(rng.integers(0, WIDTH - w + 1)), int(rng.integers(0, HEIGHT - h + 1))
@@ -98,11 +98,12 @@ def draw_sample(image_id: int, seed: int) -> Sample:
         ellipse = y[:, None] ** 2 + x[None, :] ** 2 <= 1  # [h, w]
         pixels[top : top + h, left : left + w][ellipse] = rng.integers(0, 256, 3)
         boxes[g], areas[g] = (left, top, left + w, top + h), ellipse.sum()
-        rles.append(encode_crop(ellipse, left, top, HEIGHT, WIDTH))
+        ellipses.append(ellipse)
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format="PNG")
     categories = rng.integers(1, CATEGORIES + 1, count).astype(np.int32)
-    crowd = np.zeros(count, bool)
+    corners = [(int(left), int(top)) for left, top in boxes[:, :2]]
+    rles, crowd = encode_crops(ellipses, corners, HEIGHT, WIDTH), np.zeros(count, bool)
     truth = ImageTruth(image_id, HEIGHT, WIDTH, np.arange(count), categories, boxes, areas, crowd, rles)
     return encoded.getvalue(), truth
 
