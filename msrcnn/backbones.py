@@ -66,6 +66,12 @@ class Trunk(nn.Module):
 
     Layers and names are torchvision's, so that its ImageNet weights load. In ResNet-50 and 101 a stage's stride is
     then on its first 3x3 convolution; in the weights of the paper's time it was on the 1x1 before it.
+
+    Without a neck the trunk also holds the last stage, which the heads run on each RoI (`res5`).
+
+    Attributes:
+        channels: of the feature maps, one a level.
+        head_channels: of what `res5` gives.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -79,7 +85,11 @@ class Trunk(nn.Module):
         if config.deformable:
             make_deformable(net.layer4)
         self.stages = used
-        self.channels = [64 * 2 ** (level - 2) * net.layer1[0].expansion for level in config.levels]
+        expansion = 1 if config.backbone == "resnet18" else 4
+        self.channels = [64 * 2 ** (level - 2) * expansion for level in config.levels]
+        self.head_channels = 512 * expansion
+        if config.neck == "none":
+            self.layer4 = net.layer4
         parts = [("conv1", "bn1"), *[(name,) for name in used]][: config.frozen_stages]
         self.frozen = [name for part in parts for name in part]
         for name in self.frozen:
@@ -102,26 +112,34 @@ class Trunk(nn.Module):
                 features.append(x)
         return features
 
+    def res5(self, rois: Tensor) -> Tensor:
+        """The last stage on RoI features: [N, C, S, S] to [N, head_channels, S / 2, S / 2]."""
+        return self.layer4(rois)
+
 
 class Backbone(nn.Module):
-    """Trunk and feature pyramid (Lin et al., CVPR 2017): uint8 images to pyramid levels of equal width."""
+    """Trunk and neck: uint8 images to the feature maps that RPN and heads read.
+
+    With a neck these are the levels of a feature pyramid (Lin et al., CVPR 2017), without one they are C4.
+
+    Attributes:
+        channels: of every feature map.
+        strides: network pixels a cell of each.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.trunk = Trunk(config)
-        pooled = len(config.anchor_sizes) > len(config.levels)
-        self.fpn = FeaturePyramidNetwork(
-            self.trunk.channels,
-            config.channels,
-            extra_blocks=LastLevelMaxPool() if pooled else None,
-            norm_layer=None if config.norm == "frozen_bn" else make_norm(config.norm),
-        )
+        if config.neck == "none":
+            self.fpn, self.channels = None, self.trunk.channels[0]
+        else:
+            self.fpn, self.channels = make_pyramid(config, self.trunk.channels), config.channels
         self.strides = [2 ** (config.levels[0] + i) for i in range(len(config.anchor_sizes))]
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Images to pyramid levels.
+        """Images to feature maps.
 
         Args:
             images: uint8 [B, 3, H, W], H and W multiples of 32.
@@ -136,4 +154,17 @@ class Backbone(nn.Module):
         column = torch.arange(width, device=images.device) < sizes[:, 1, None]  # [B, W]
         x = x * (row[:, None, :, None] & column[:, None, None, :])  # padding is zero after normalisation
         features = self.trunk(x)
+        if self.fpn is None:
+            return features
         return list(self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features))).values())
+
+
+def make_pyramid(config: ModelConfig, channels: list[int]) -> FeaturePyramidNetwork:
+    """The pyramid on top of a trunk whose levels have `channels`; normalised where the trunk learns its norm."""
+    pooled = len(config.anchor_sizes) > len(config.levels)
+    return FeaturePyramidNetwork(
+        channels,
+        config.channels,
+        extra_blocks=LastLevelMaxPool() if pooled else None,
+        norm_layer=None if config.norm == "frozen_bn" else make_norm(config.norm),
+    )

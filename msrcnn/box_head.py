@@ -10,6 +10,8 @@ from msrcnn.boxes import encode
 
 SIZE = 7
 """Bins along each side of the RoI feature."""
+RES5_SIZE = 14
+"""The same where res5, which halves it, comes first."""
 WEIGHTS = (10.0, 5.0)
 """Scale of the regression targets: centre, size."""
 SMOOTH_L1_BETA = 1 / 9
@@ -20,6 +22,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int, num_classes: int) -> None:
         super().__init__()
+        self.size = SIZE
         self.fc1 = nn.Linear(channels * SIZE * SIZE, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.score = nn.Linear(hidden, num_classes + 1)
@@ -35,6 +38,25 @@ class BoxHead(nn.Module):
         """RoI features [N, C, 7, 7] to class logits [N, K + 1] (0: background) and deltas [N, K + 1, 4]."""
         x = F.relu(self.fc1(features.flatten(1)))  # [N, C * 49] -> [N, hidden]
         x = F.relu(self.fc2(x))
+        return self.score(x), self.deltas(x).unflatten(1, (-1, 4))  # [N, (K + 1) * 4] -> [N, K + 1, 4]
+
+
+class Res5BoxHead(nn.Module):
+    """RoIAlign 14x14 -> res5 -> mean over the RoI -> class logits and box deltas (He et al., CVPR 2016)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.size = RES5_SIZE
+        self.score = nn.Linear(channels, num_classes + 1)
+        self.deltas = nn.Linear(channels, (num_classes + 1) * 4)
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.score, self.deltas):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What res5 makes of RoIs, [N, C, 7, 7], to class logits [N, K + 1] and deltas [N, K + 1, 4]."""
+        x = features.mean((2, 3))  # [N, C]
         return self.score(x), self.deltas(x).unflatten(1, (-1, 4))  # [N, (K + 1) * 4] -> [N, K + 1, 4]
 
 

@@ -16,6 +16,8 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 FIXPOINT_PASSES = 32
 """Passes of the fixed-shape NMS. It is exact once a pass changes nothing: 7-8 passes on 2000 boxes."""
+FIXPOINT_BLOCK = 2048
+"""Boxes of the fixed-shape NMS that are settled at once: bounds its memory, not its result."""
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -101,12 +103,27 @@ def nms_keep(boxes: Tensor, scores: Tensor, iou: float, passes: int = FIXPOINT_P
     return nms_fixpoint(boxes, taking_part, iou, passes)
 
 
-def nms_fixpoint(boxes: Tensor, taking_part: Tensor, iou: float, passes: int = FIXPOINT_PASSES) -> Tensor:
+def nms_fixpoint(
+    boxes: Tensor, taking_part: Tensor, iou: float, passes: int = FIXPOINT_PASSES, block: int = FIXPOINT_BLOCK
+) -> Tensor:
     """`nms_keep` without a synchronisation or a data-dependent shape: keep = no *kept* better box overlaps.
 
     Repeated from "all kept", each pass settles at least one more link of every suppression chain, so it is exact
-    once the number of passes reaches the longest chain.
+    once the number of passes reaches the longest chain. Blocks of boxes are settled best first: what a kept box of an
+    earlier block overlaps is out, the rest is the fixpoint's.
     """
+    kept = taking_part[:, :0]
+    for start in range(0, boxes.shape[1], block):
+        part = slice(start, start + block)
+        rivals = pairwise_iou(boxes[:, part], boxes[:, :start]) > iou  # [B, n, start]
+        beaten = (rivals & kept[:, None]).any(-1)  # [B, n]
+        settled = _settle(boxes[:, part], taking_part[:, part] & ~beaten, iou, passes)
+        kept = torch.cat([kept, settled], dim=1)  # [B, start + n]
+    return kept
+
+
+def _settle(boxes: Tensor, taking_part: Tensor, iou: float, passes: int) -> Tensor:
+    """The fixpoint over all boxes at once, bool [B, N]."""
     better = torch.ones(boxes.shape[1], boxes.shape[1], dtype=torch.bool, device=boxes.device).tril(-1)  # [N, N]
     rivals = (pairwise_iou(boxes, boxes) > iou) & better & taking_part[:, None, :]  # [B, N, N]: j suppresses i
     rivals = rivals.to(torch.float16 if boxes.is_cuda else torch.float32)

@@ -1,4 +1,4 @@
-"""What a run is made of: model, solver and input sizes, as frozen dataclasses, and the paper's rows as presets.
+"""What a run is made of: model, solver and input sizes, as frozen dataclasses.
 
 Importing this module imports no torch, so that the command line can show every option at once.
 """
@@ -40,9 +40,11 @@ class RPNConfig:
     nms_iou: float = 0.7
     """a proposal overlapping a better one of its level by more than this is dropped"""
     train_proposals: int = 2000
-    """proposals an image in training: kept a level before NMS, and over all levels after it"""
+    """proposals an image in training, the best over all levels after NMS"""
     test_proposals: int = 1000
     """the same in testing"""
+    candidates: int = 1
+    """times as many anchors a level enter NMS as proposals may leave it"""
 
     def __post_init__(self) -> None:
         require(0 < self.positive_iou <= 1, "rpn.positive_iou", self.positive_iou, "in (0, 1]")
@@ -53,7 +55,7 @@ class RPNConfig:
             "in [0, positive_iou]",
         )
         require(0 < self.nms_iou <= 1, "rpn.nms_iou", self.nms_iou, "in (0, 1]")
-        for name in ("samples", "train_proposals", "test_proposals"):
+        for name in ("samples", "train_proposals", "test_proposals", "candidates"):
             require(getattr(self, name) >= 1, f"rpn.{name}", getattr(self, name), "at least 1")
 
 
@@ -134,8 +136,12 @@ class ModelConfig:
     """trunk, by torchvision's name"""
     deformable: bool = False
     """deformable 3x3 convolutions in the trunk's last stage (res5), as in the paper's DCN+FPN rows"""
+    neck: Literal["fpn", "none"] = "fpn"
+    """between trunk and heads. fpn: a feature pyramid; none: RPN and heads read C4 as it is, and the trunk's last stage
+    (res5) runs on each RoI as the first part of the box and mask heads, as in the paper's ResNet-101 C4"""
     levels: tuple[int, ...] = (4, 5)
-    """the trunk's stages that feed the pyramid, the RPN and the heads: 4 and 5 for the paper's ResNet-18 FPN"""
+    """the trunk's stages that feed the pyramid, the RPN and the heads: 4 and 5 for the paper's ResNet-18 FPN; 4 alone
+    without a neck"""
     norm: Literal["frozen_bn", "sync_bn", "group_norm"] = "frozen_bn"
     """frozen_bn with ImageNet weights; from scratch, where frozen statistics cannot work, group_norm or sync_bn
     (BatchNorm with statistics over all GPU workers; over each process's own images on CPUs)"""
@@ -151,6 +157,9 @@ class ModelConfig:
     """width of the fully connected layers of the box and MaskIoU heads"""
     num_classes: int = 80
     """object categories, the background not counted; training takes it from the shards"""
+    trained: Literal["all", "maskiou"] = "all"
+    """maskiou: train the MaskIoU head and nothing else, on top of a finished Mask R-CNN: the cheapest way to calibrated
+    mask scores"""
     rpn: RPNConfig = field(default_factory=RPNConfig)
     roi: RoIConfig = field(default_factory=RoIConfig)
     maskiou: MaskIoUConfig = field(default_factory=MaskIoUConfig)
@@ -163,6 +172,8 @@ class ModelConfig:
             self.backbone,
             "resnet18, resnet50 or resnet101",
         )
+        require(self.neck in ("fpn", "none"), "model.neck", self.neck, "fpn or none")
+        require(self.trained in ("all", "maskiou"), "model.trained", self.trained, "all or maskiou")
         require(
             self.norm in ("frozen_bn", "sync_bn", "group_norm"),
             "model.norm",
@@ -175,6 +186,18 @@ class ModelConfig:
             "model.levels",
             self.levels,
             "consecutive stages out of 2, 3, 4, 5",
+        )
+        require(
+            self.neck == "fpn" or (self.levels == (4,) and len(self.anchor_sizes) == 1),
+            "model.neck",
+            self.neck,
+            "fpn, but for levels = (4,) with one tuple of anchor_sizes",
+        )
+        require(
+            self.neck == "fpn" or self.maskiou.input != "d",
+            "maskiou.input",
+            self.maskiou.input,
+            "a, b, c, e or f without a neck, where masks are 14x14 as the RoI feature is",
         )
         require(
             not self.deformable or 5 in self.levels,
@@ -260,61 +283,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.short_side >= 32, "data.short_side", self.short_side, "at least 32")
         require(self.long_side >= self.short_side, "data.long_side", self.long_side, "at least short_side")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Model, solver and input sizes that belong together."""
-
-    model: ModelConfig
-    solver: SolverConfig
-    data: DataConfig
-
-
-def pyramid(backbone: Literal["resnet50", "resnet101"], deformable: bool = False) -> Preset:
-    """The paper's rows on ResNet-50/101 FPN: C2 to C5 and a pooled P6, an octave of anchors a level, 800/1333."""
-    sizes = ((32,), (64,), (128,), (256,), (512,))
-    model = ModelConfig(backbone=backbone, deformable=deformable, levels=TRUNK_LEVELS, anchor_sizes=sizes)
-    return Preset(model, SolverConfig(), DataConfig(short_side=800, long_side=1333))
-
-
-PRESETS: dict[str, Preset] = {
-    # Table 1, first row: 600/1000 pixels, C4 and C5 only.
-    "r18-fpn": Preset(ModelConfig(), SolverConfig(), DataConfig()),
-    # Tables 1 to 3: the pyramid of Lin et al. (CVPR 2017); the last with deformable convolutions (Dai et al., 2017).
-    "r50-fpn": pyramid("resnet50"),
-    "r101-fpn": pyramid("resnet101"),
-    "r101-dcn-fpn": pyramid("resnet101", deformable=True),
-    # The built-in shapes on a laptop: from scratch at 160 pixels without upscaling. At a quarter of the paper's
-    # image size its stride-16 level would leave an object 3 cells, so the pyramid begins at C2.
-    "demo": Preset(
-        ModelConfig(
-            levels=(2, 3, 4, 5),
-            norm="group_norm",
-            frozen_stages=0,
-            anchor_sizes=((16,), (32,), (64,), (128,)),
-            channels=64,
-            hidden=256,
-            num_classes=3,
-            rpn=RPNConfig(samples=128, train_proposals=500, test_proposals=300),
-            roi=RoIConfig(samples=128),
-        ),
-        SolverConfig(epochs=4, decay_epochs=(3,), batch=4, lr=0.08, warmup_steps=100, clip_norm=10.0),
-        DataConfig(short_side=160, long_side=160),
-    ),
-}
-"""Settings by name: the paper's rows, and `demo`."""
-
-
-def find_preset(name: str) -> Preset:
-    """The preset called `name`.
-
-    Raises:
-        InputError: there is none; the message lists those there are.
-    """
-    if name not in PRESETS:
-        raise InputError(f"--preset {name}: no such preset; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

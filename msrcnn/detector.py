@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from msrcnn import box_head, mask_head
 from msrcnn.backbones import Backbone
-from msrcnn.box_head import BoxHead, box_losses, class_scores
+from msrcnn.box_head import WEIGHTS, BoxHead, Res5BoxHead, box_losses, class_scores
 from msrcnn.boxes import clip, compact, decode
 from msrcnn.config import ModelConfig
-from msrcnn.mask_head import MaskHead, mask_loss, of_class
+from msrcnn.mask_head import MaskHead, Res5MaskHead, mask_loss, of_class
 from msrcnn.maskiou_head import MaskIoUHead, maskiou_loss
 from msrcnn.maskiou_targets import MatchedRoIs, maskiou_targets
 from msrcnn.masks import sample_on_rois
@@ -34,6 +35,34 @@ def image_index(images: int, slots: int, device: torch.device) -> Tensor:
     return torch.arange(images, device=device).repeat_interleave(slots, output_size=images * slots)
 
 
+class SampledRoIs(NamedTuple):
+    """RoIs that train the heads: S slots an image, the positive ones first."""
+
+    boxes: Tensor  # float [B, S, 4]
+    labels: Tensor  # int64 [B, S], 0: background
+    instances: Tensor  # int64 [B, S], instance slot
+    valid: Tensor  # bool [B, S]
+
+
+class RoIFeatures(NamedTuple):
+    """Features of N RoIs: as pooled, and as box and mask head read them, which is after res5 if the heads hold it."""
+
+    pooled: Tensor  # [N, C, S, S]
+    deep: Tensor  # [N, C', S', S']
+
+
+class SharedFeatures(NamedTuple):
+    """The box head's RoI features, for the mask head to use again."""
+
+    features: RoIFeatures
+    row: Tensor  # int64 [B * S]: where in them each RoI slot's are
+
+    def of(self, slots: Tensor) -> RoIFeatures:
+        """Those of `slots` [N]."""
+        row = self.row[slots]
+        return RoIFeatures(*(x[row] for x in self.features))
+
+
 class MaskScoringRCNN(nn.Module):
     """The detector. Called with a batch in training mode it returns losses, in testing mode detections."""
 
@@ -41,10 +70,32 @@ class MaskScoringRCNN(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
-        self.rpn = RegionProposals(config, self.backbone.strides)
-        self.box = BoxHead(config.channels, config.hidden, config.num_classes)
-        self.mask = MaskHead(config.channels, config.num_classes)
-        self.maskiou = MaskIoUHead(config.channels, config.hidden, config.num_classes, config.maskiou.input)
+        channels, classes = self.backbone.channels, config.num_classes
+        self.rpn = RegionProposals(config, channels, self.backbone.strides)
+        self.res5_in_heads = config.neck == "none"
+        if self.res5_in_heads:
+            deep = self.backbone.trunk.head_channels
+            self.box: BoxHead | Res5BoxHead = Res5BoxHead(deep, classes)
+            self.mask: MaskHead | Res5MaskHead = Res5MaskHead(deep, config.channels, classes)
+        else:
+            self.box = BoxHead(channels, config.hidden, classes)
+            self.mask = MaskHead(channels, classes)
+        design, mask_size = config.maskiou.input, self.mask.mask_size
+        self.maskiou = MaskIoUHead(channels, config.channels, config.hidden, classes, design, mask_size)
+        if config.trained == "maskiou":
+            for part in self.finished():
+                part.requires_grad_(False)
+
+    def finished(self) -> list[nn.Module]:
+        """The parts that are not trained at all: all but the MaskIoU head where that one is calibrated."""
+        return [self.backbone, self.rpn, self.box, self.mask] if self.config.trained == "maskiou" else []
+
+    def train(self, mode: bool = True) -> MaskScoringRCNN:
+        """Sets the mode; finished parts stay in testing mode."""
+        super().train(mode)
+        for part in self.finished():
+            part.eval()
+        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
         """Losses by name (scalars; their sum is what to minimise) in training mode, else the detections."""
@@ -57,20 +108,25 @@ class MaskScoringRCNN(nn.Module):
         if not self.training:
             return self.detect(pooler, proposals, batch)
         assert batch.targets is not None, "training needs targets"
+        rois = self.sample_rois(proposals, batch.targets, batch.draws)
+        if self.config.trained == "maskiou":  # neither the RPN's losses nor the box head serve what trains
+            return {"maskiou": self.mask_losses(pooler, batch, batch.targets, rois, None)["maskiou"]}
         losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.draws)
-        return losses | self.head_losses(pooler, proposals, batch, batch.targets)
+        box_losses, shared = self.box_losses(pooler, batch.targets, rois)
+        return losses | box_losses | self.mask_losses(pooler, batch, batch.targets, rois, shared)
+
+    def roi_features(self, pooler: PyramidPooler, image: Tensor, boxes: Tensor, size: int) -> RoIFeatures:
+        """RoI features of boxes [N, 4] in images `image` [N], `size` bins along each side."""
+        pooled = pooler(image, boxes, size)
+        return RoIFeatures(pooled, self.backbone.trunk.res5(pooled) if self.res5_in_heads else pooled)
 
     # Training
 
-    def sample_rois(
-        self, proposals: Proposals, targets: Targets, draws: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """RoIs that train the heads: `roi.samples` slots an image, the positive ones first.
+    @torch.no_grad()
+    def sample_rois(self, proposals: Proposals, targets: Targets, draws: Tensor) -> SampledRoIs:
+        """Draws `roi.samples` RoIs an image.
 
         Ground-truth boxes join the proposals, so that there are good RoIs from the first step on.
-
-        Returns:
-            RoIs [B, S, 4], labels int64 [B, S] (0: background), instance slots int64 [B, S], valid bool [B, S].
         """
         config = self.config.roi
         boxes = torch.cat([proposals.boxes, targets.boxes], 1)  # [B, P + G, 4]
@@ -84,44 +140,49 @@ class MaskScoringRCNN(nn.Module):
             labels = torch.zeros_like(samples.index)
         else:
             labels = take(targets.labels, instance).where(samples.positive, 0)
-        return take(boxes, samples.index), labels, instance, samples.valid
+        return SampledRoIs(take(boxes, samples.index), labels, instance, samples.valid)
 
-    def head_losses(
-        self, pooler: PyramidPooler, proposals: Proposals, batch: Batch, targets: Targets
-    ) -> dict[str, Tensor]:
-        """Losses of the box, mask and MaskIoU heads."""
-        with torch.no_grad():
-            rois, labels, instance, valid = self.sample_rois(proposals, targets, batch.draws)
-            boxes = take(targets.boxes, instance) if targets.boxes.shape[1] else torch.zeros_like(rois)
-        images, slots = labels.shape
-        index = image_index(images, slots, rois.device)
-        used, roi, label, box, image = compact(flat(valid), flat(rois), flat(labels), flat(boxes), index)
-        logits, deltas = self.box(pooler(image, roi, box_head.SIZE))
+    def box_losses(
+        self, pooler: PyramidPooler, targets: Targets, rois: SampledRoIs
+    ) -> tuple[dict[str, Tensor], SharedFeatures | None]:
+        """Losses of the box head; and its RoI features where res5, most of the work, comes first in both heads."""
+        images, slots = rois.labels.shape
+        boxes = take(targets.boxes, rois.instances) if targets.boxes.shape[1] else torch.zeros_like(rois.boxes)
+        index = image_index(images, slots, boxes.device)
+        where = torch.arange(images * slots, device=boxes.device)
+        used, roi, label, box, image, where = compact(
+            flat(rois.valid), flat(rois.boxes), flat(rois.labels), flat(boxes), index, where
+        )
+        features = self.roi_features(pooler, image, roi, self.box.size)
+        logits, deltas = self.box(features.deep)
         losses = box_losses(logits, deltas, roi, label, box, used)
-        return losses | self.mask_losses(pooler, batch, targets, rois, labels, instance)
+        if not self.res5_in_heads:
+            return losses, None
+        row = torch.zeros_like(index).index_copy(0, where, torch.arange(len(where), device=where.device))  # [B * S]
+        return losses, SharedFeatures(features, row)
 
     def mask_losses(
-        self,
-        pooler: PyramidPooler,
-        batch: Batch,
-        targets: Targets,
-        rois: Tensor,
-        labels: Tensor,
-        instance: Tensor,
+        self, pooler: PyramidPooler, batch: Batch, targets: Targets, rois: SampledRoIs, shared: SharedFeatures | None
     ) -> dict[str, Tensor]:
         """Losses of the mask and MaskIoU heads over the positive RoIs, which fill the first slots of [B, S]."""
-        images, slots = labels.shape[0], min(labels.shape[1], self.config.roi.positive_samples)
-        rois, labels, instance = flat(rois[:, :slots]), flat(labels[:, :slots]), flat(instance[:, :slots])
-        index = image_index(images, slots, rois.device)
-        positive, roi, label, slot, image = compact(labels > 0, rois, labels, instance, index)
-
-        features = pooler(image, roi, mask_head.SIZE)  # [N, C, 14, 14]
-        masks = self.mask(features)  # logits [N, K, 28, 28]
-        logits = of_class(masks, label)  # [N, 28, 28]
+        images, all_slots = rois.labels.shape
+        slots = min(all_slots, self.config.roi.positive_samples)
+        boxes, labels, instances, _ = (flat(x[:, :slots]) for x in rois)
+        index = image_index(images, slots, boxes.device)
+        where = torch.arange(images * all_slots, device=index.device).view(images, all_slots)  # [B, S]
+        positive, roi, label, slot, image, where = compact(
+            labels > 0, boxes, labels, instances, index, flat(where[:, :slots])
+        )
+        if shared is None:
+            features = self.roi_features(pooler, image, roi, self.mask.size)
+        else:
+            features = shared.of(where)
+        masks = self.mask(features.deep)  # logits [N, K, M, M]
+        logits = of_class(masks, label)  # [N, M, M]
         if targets.labels.shape[1] == 0:  # not an instance in the whole batch
             coverage = torch.zeros_like(logits)
         else:
-            coverage = sample_on_rois(targets.masks, batch, image, slot, roi, mask_head.MASK_SIZE)
+            coverage = sample_on_rois(targets.masks, batch, image, slot, roi, self.mask.mask_size)
         mask = mask_loss(logits, (coverage >= 0.5).float(), positive)
 
         config = self.config.maskiou
@@ -132,10 +193,10 @@ class MaskScoringRCNN(nn.Module):
         maskiou = maskiou_loss(predicted, target.values, target.trained)
         return {"mask": mask, "maskiou": config.weight * maskiou}
 
-    def maskiou_features(self, pooler: PyramidPooler, features: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
+    def maskiou_features(self, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor) -> Tensor:
         """The MaskIoU head's RoI features: the mask head's, or pooled again at a higher resolution (input (d))."""
         size = self.maskiou.size
-        return features if size == mask_head.SIZE else pooler(image, boxes, size)  # [N, C, size, size]
+        return features.pooled if size == self.mask.size else pooler(image, boxes, size)  # [N, C, size, size]
 
     # Testing
 
@@ -149,13 +210,13 @@ class MaskScoringRCNN(nn.Module):
         _, roi, label, image, where = compact(
             flat(selected.valid), flat(selected.boxes), flat(selected.labels), index, where
         )
-        features = pooler(image, roi, mask_head.SIZE)
-        all_masks = self.mask(features)  # logits [N, K, 28, 28]
-        logits = of_class(all_masks, label)  # [N, 28, 28]
+        features = self.roi_features(pooler, image, roi, self.mask.size)
+        all_masks = self.mask(features.deep)  # logits [N, K, M, M]
+        logits = of_class(all_masks, label)  # [N, M, M]
         iou = self.maskiou(self.maskiou_features(pooler, features, image, roi), logits, all_masks).float()  # [N, K]
         iou = iou.gather(1, (label - 1)[:, None]).squeeze(1)  # [N]
-        probability = logits.float().sigmoid()  # [N, 28, 28]
-        side = mask_head.MASK_SIZE
+        probability = logits.float().sigmoid()  # [N, M, M]
+        side = self.mask.mask_size
         masks = probability.new_zeros(images * slots, side, side).index_copy(0, where, probability)
         maskious = iou.new_zeros(images * slots).index_copy(0, where, iou)
         return Detections(
@@ -173,9 +234,9 @@ class MaskScoringRCNN(nn.Module):
         index = image_index(images, count, proposals.boxes.device)
         where = torch.arange(images * count, device=index.device)
         used, roi, image, where = compact(flat(proposals.valid), flat(proposals.boxes), index, where)
-        logits, deltas = self.box(pooler(image, roi, box_head.SIZE))
+        logits, deltas = self.box(self.roi_features(pooler, image, roi, self.box.size).deep)
         scores = class_scores(logits).masked_fill(~used[:, None], 0)  # [N, K]
-        boxes = decode(deltas[:, 1:].float(), roi[:, None], box_head.WEIGHTS)  # [N, K, 4]
+        boxes = decode(deltas[:, 1:].float(), roi[:, None], WEIGHTS)  # [N, K, 4]
         classes = scores.shape[1]
         all_scores = scores.new_zeros(images * count, classes).index_copy(0, where, scores)
         all_boxes = boxes.new_zeros(images * count, classes, 4).index_copy(0, where, boxes)

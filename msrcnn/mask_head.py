@@ -1,4 +1,4 @@
-"""The mask head of Mask R-CNN: one 28x28 mask a class for each RoI."""
+"""The mask heads of Mask R-CNN (He et al., ICCV 2017, Fig. 4): one mask a class for each RoI."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from torch import Tensor, nn
 
 SIZE = 14
 """Bins along each side of the RoI feature."""
-MASK_SIZE = 28
-"""Side of the masks."""
 CONVS = 4
 
 
 class MaskHead(nn.Module):
-    """RoIAlign 14x14 -> four 3x3 convolutions -> 2x2 deconvolution -> K masks of 28x28 (He et al., ICCV 2017)."""
+    """RoIAlign 14x14 -> four 3x3 convolutions -> 2x2 deconvolution -> K masks of 28x28.
+
+    Attributes:
+        size: bins along each side of the RoI feature that it is pooled to.
+        mask_size: side of the masks.
+    """
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
+        self.size, self.mask_size = SIZE, 2 * SIZE
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(CONVS))
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         self.logits = nn.Conv2d(channels, num_classes, 1)
@@ -30,6 +34,23 @@ class MaskHead(nn.Module):
         for conv in self.convs:
             x = F.relu(conv(x))
         return self.logits(F.relu(self.deconv(x)))  # [N, C, 14, 14] -> [N, C, 28, 28] -> [N, K, 28, 28]
+
+
+class Res5MaskHead(nn.Module):
+    """RoIAlign 14x14 -> res5 -> 2x2 deconvolution -> K masks of 14x14; attributes as those of `MaskHead`."""
+
+    def __init__(self, features: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.size = self.mask_size = SIZE
+        self.deconv = nn.ConvTranspose2d(features, channels, 2, stride=2)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        for layer in (self.deconv, self.logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.get_parameter("bias"))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """What res5 makes of RoIs, [N, C, 7, 7], to mask logits [N, K, 14, 14]; channel k - 1 is category k."""
+        return self.logits(F.relu(self.deconv(features)))  # [N, C, 7, 7] -> [N, channels, 14, 14] -> [N, K, 14, 14]
 
 
 def of_class(masks: Tensor, labels: Tensor) -> Tensor:

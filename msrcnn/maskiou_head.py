@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msrcnn.config import MaskIoUInput
-from msrcnn.mask_head import MASK_SIZE, SIZE
+from msrcnn.mask_head import SIZE
 
 STRIDES = (1, 1, 1, 2)
 """Of the four convolutions: 14x14 becomes 7x7."""
@@ -23,16 +23,28 @@ class MaskIoUHead(nn.Module):
     the pooling of (a): what is learnt from then on, parameters and multiply-accumulates are those of (a), so that the
     two rows of Table 4 differ in the resolution of the input and nothing else. No activation at the output.
 
+    How the head meets a trunk without a pyramid is not in the paper either. Here it is the same head: its RoI feature
+    is what RoIAlign reads from C4, 14x14x1024 before res5, as with a pyramid it is the feature before the mask head;
+    the masks are 14x14 there, so none is pooled. After res5 the feature would be 7x7, too coarse to lay a mask on.
+
+    Args:
+        features: channels of the RoI feature.
+        channels: of the head's convolutions.
+        mask_size: side of the masks, 28 or 14.
+
     Attributes:
         size: bins along each side of the RoI feature that the head takes: 28 for (d), else 14.
     """
 
-    def __init__(self, channels: int, hidden: int, num_classes: int, design: MaskIoUInput = "a") -> None:
+    def __init__(
+        self, features: int, channels: int, hidden: int, num_classes: int, design: MaskIoUInput = "a",
+        mask_size: int = 2 * SIZE,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.design = design
-        self.size = MASK_SIZE if design == "d" else SIZE
+        self.size = mask_size if design == "d" else SIZE
         mask_channels = {"b": 0, "c": num_classes, "f": 0}.get(design, 1)  # (b) multiplies it into the feature
-        first = mask_channels + (0 if design == "e" else channels)
+        first = mask_channels + (0 if design == "e" else features)
         widths = [first, *[channels] * len(STRIDES)]
         strides = HIGH_RESOLUTION_STRIDES if design == "d" else STRIDES
         self.convs = nn.ModuleList(
@@ -54,8 +66,8 @@ class MaskIoUHead(nn.Module):
 
         Args:
             features: [N, C, size, size], RoI features.
-            target: [N, 28, 28], mask logits of the target class.
-            masks: [N, K, 28, 28], mask logits of all classes; (c) alone reads them.
+            target: [N, M, M], mask logits of the target class.
+            masks: [N, K, M, M], mask logits of all classes; (c) alone reads them.
 
         Returns:
             [N, C + 1, 14, 14] in (a), [N, C, 14, 14] in (b) and (f), [N, C + K, 14, 14] in (c), [N, C + 1, 28, 28] in
@@ -63,8 +75,8 @@ class MaskIoUHead(nn.Module):
         """
         if self.design == "f":
             return features
-        masks = masks if self.design == "c" else target[:, None]  # [N, K or 1, 28, 28]
-        if self.design != "d":
+        masks = masks if self.design == "c" else target[:, None]  # [N, K or 1, M, M]
+        if masks.shape[-1] > self.size:
             masks = F.max_pool2d(masks, 2)  # [N, K or 1, 14, 14]; before the sigmoid, which keeps the order
         masks = masks.sigmoid().to(features.dtype)
         if self.design == "e":

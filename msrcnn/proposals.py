@@ -74,11 +74,12 @@ class Proposals:
 class RegionProposals(nn.Module):
     """The RPN: `losses` in training, `propose` always."""
 
-    def __init__(self, config: ModelConfig, strides: Sequence[int]) -> None:
+    def __init__(self, config: ModelConfig, channels: int, strides: Sequence[int]) -> None:
+        """`channels` and `strides` are those of the feature maps."""
         super().__init__()
         self.config = config.rpn
         self.strides = list(strides)
-        self.head = RPNHead(config.channels, len(RATIOS) * len(config.anchor_sizes[0]))
+        self.head = RPNHead(channels, len(RATIOS) * len(config.anchor_sizes[0]))
         for i, sizes in enumerate(config.anchor_sizes):
             self.register_buffer(f"base_{i}", base_anchors(sizes), persistent=False)
 
@@ -132,7 +133,8 @@ class RegionProposals(nn.Module):
         limit = self.config.train_proposals if self.training else self.config.test_proposals
         boxes, scores = [], []
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
-            score, index = logit.float().topk(min(limit, logit.shape[1]), dim=1)  # [B, k], descending
+            entering = min(limit * self.config.candidates, logit.shape[1])  # k
+            score, index = logit.float().topk(entering, dim=1)  # [B, k], descending
             box = clip(decode(take(delta.float(), index), anchor[index], UNIT_WEIGHTS), batch.sizes)  # [B, k, 4]
             side = box[..., 2:] - box[..., :2]
             score = score.masked_fill((side < 1e-3).any(-1), -torch.inf)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from msrcnn import __version__
-from msrcnn.config import find_preset
 from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.errors import InputError
+from msrcnn.presets import find_preset
 
 INTERRUPTED = 130
 PRESET = "r18-fpn"

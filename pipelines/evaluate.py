@@ -26,7 +26,7 @@ from pipelines.reading import evaluation_rows, row_groups
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, read_detections, score, summary_metrics
 from pipelines.summary_table import summary_lines
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, absolute
 
 DETECTIONS = "detections"
 SUMMARY = "summary.json"
@@ -71,7 +71,8 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
                          "use a model that was trained for this data set")  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
     (out / UNFINISHED).touch()
-    joined = record if record and config.tracking in (None, record.mlflow_address) else None
+    given = absolute(config.tracking) if config.tracking else None
+    joined = record if record and given in (None, record.mlflow_address) else None
     tracker = Tracker(
         joined.mlflow_address if joined else config.tracking, config.experiment,
         joined.mlflow_run if joined else None, f"evaluate {out.name}",

@@ -36,7 +36,7 @@ def absolute(address: str) -> str:
     if not address.startswith("sqlite:"):
         return address
     name = address.removeprefix(SQLITE)
-    database = Path(name).absolute()
+    database = Path(os.path.abspath(name))  # without '..': run directories are recognised by their address
     if name == address or not name or database.is_dir():
         raise InputError(f"MLflow at {address}: not a SQLite file; give --tracking {SQLITE}PATH/mlflow.db")
     try:

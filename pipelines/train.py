@@ -84,6 +84,8 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
     Raises:
         InputError: the data set is smaller than one step, or layers would be frozen at random values.
     """
+    if config.model.trained == "maskiou" and config.weights is None:
+        raise InputError("--model.trained maskiou trains the MaskIoU head of a finished detector; give --weights")
     frozen = config.model.norm == "frozen_bn" or config.model.frozen_stages > 0
     if frozen and config.weights is None:
         raise InputError(
@@ -128,8 +130,13 @@ def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> 
     assert config.weights is not None
     torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
     model = MaskScoringRCNN(job.model)
-    for line in load_weights(model, config.weights, [name for _, _, name in job.categories]).lines():
+    report = load_weights(model, config.weights, [name for _, _, name in job.categories])
+    for line in report.lines():
         log(line)
+    absent = [name for name in report.missing if not name.startswith("maskiou.")]
+    if job.model.trained == "maskiou" and absent:
+        raise InputError(f"{config.weights}: {absent[0]} and {len(absent) - 1} more tensors are not in it, and "
+                         "--model.trained maskiou does not train them; give a whole Mask R-CNN")  # fmt: skip
     return model
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -29,6 +30,8 @@ REPORT_STEPS = 20
 """Steps between two records; the losses stay on the device until then."""
 PREFETCH = 4
 """Batches decoded ahead, by as many threads."""
+DELIVERY_SECONDS = 60.0
+"""How long a checkpoint waits for records on their way to the driver; training goes on without them then."""
 TRAINING = "training.pt"
 POSITION = "position.json"
 
@@ -59,6 +62,7 @@ class Meter:
 
     def __init__(self, job: Job, rank: int, step: int) -> None:
         self.job, self.rank = job, rank
+        self.on_the_way: list[Any] = []
         self._reset(step, None)
 
     def _reset(self, step: int, now: float | None) -> None:
@@ -89,18 +93,23 @@ class Meter:
             raise InputError(f"step {done}: {', '.join(bad)} not finite; lower --solver.lr or set --solver.clip-norm")
         if self.rank == 0:
             norm = means.pop("gradient_norm")
-            self.job.mailbox.put.remote(
-                {
-                    "step": done,
-                    "epoch": done / self.job.steps_per_epoch,
-                    **{f"loss/{name}": value for name, value in means.items()},
-                    "gradient_norm": norm,
-                    "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
-                    "images_per_second": steps * self.job.solver.batch / seconds,
-                    "data_wait": self.waited / seconds,
-                }
-            )
+            record = {
+                "step": done,
+                "epoch": done / self.job.steps_per_epoch,
+                **{f"loss/{name}": value for name, value in means.items()},
+                "gradient_norm": norm,
+                "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
+                "images_per_second": steps * self.job.solver.batch / seconds,
+                "data_wait": self.waited / seconds,
+            }
+            self.on_the_way.append(self.job.mailbox.put.remote(record))
         self._reset(done, time.perf_counter())
+
+    def deliver(self) -> None:
+        """Waits until every record has arrived: what is still on the way dies with the worker's process."""
+        if self.on_the_way:
+            ray.wait(self.on_the_way, num_returns=len(self.on_the_way), timeout=DELIVERY_SECONDS)
+        self.on_the_way = []
 
 
 def checkpoint_name(step: int) -> str:
@@ -180,6 +189,7 @@ def train_loop(config: dict[str, Job]) -> None:
         meter.add(step, losses, norm)
         step += 1
         if step % job.steps_per_epoch == 0 or step == job.total_steps:
+            meter.deliver()
             report_checkpoint(job, rank, model, optimizer, step)
 
 

@@ -31,6 +31,17 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine threads that wait for one another cost far more than they bring at this size."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 HEIGHT, WIDTH = 150, 180  # room for COCO's "large", over 96 x 96
 
 

@@ -106,6 +106,7 @@ def test_nms_equals_torchvision(count: int, clusters: int, iou: float) -> None:
         assert 0 < int(want.sum()) < count
         assert torch.equal(nms_keep(boxes, scores, iou), want)
         assert torch.equal(nms_fixpoint(boxes, scores > -torch.inf, iou), want)
+        assert torch.equal(nms_fixpoint(boxes, scores > -torch.inf, iou, block=300), want)
 
 
 def test_fixpoint_is_exact_once_passes_reach_the_chain() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from msrcnn.config import (
-    PRESETS,
     DataConfig,
     MaskIoUConfig,
     ModelConfig,
@@ -21,7 +19,6 @@ from msrcnn.config import (
     SelectionConfig,
     SolverConfig,
     difference,
-    find_preset,
     model_config_from_dict,
     to_dict,
 )
@@ -35,6 +32,7 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (RPNConfig, "rpn", "samples", [0, -3]),
     (RPNConfig, "rpn", "train_proposals", [0]),
     (RPNConfig, "rpn", "test_proposals", [0]),
+    (RPNConfig, "rpn", "candidates", [0]),
     (RoIConfig, "roi", "samples", [0]),
     (RoIConfig, "roi", "positive_fraction", [0, 1.5]),
     (RoIConfig, "roi", "positive_iou", [0, 1.5]),
@@ -49,6 +47,8 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (SelectionConfig, "selection", "top_k", [0]),
     (ModelConfig, "model", "backbone", ["resnet19", "vgg16"]),
     (ModelConfig, "model", "norm", ["batch_norm"]),
+    (ModelConfig, "model", "neck", ["pan", "none"]),
+    (ModelConfig, "model", "trained", ["box"]),
     (ModelConfig, "model", "levels", [(), (5, 4), (2, 4), (1, 2), (5, 6), (4, 4)]),
     (ModelConfig, "model", "anchor_sizes", [((32,),) * 4, ((32,),), ((32,), (64, 128)), ((), ())]),
     (ModelConfig, "model", "frozen_stages", [-1, 6]),
@@ -88,6 +88,11 @@ def test_group_norm_wants_channels_in_groups() -> None:
     assert ModelConfig(norm="frozen_bn", channels=48).channels == 48
 
 
+def test_without_a_neck_masks_are_too_small_for_input_d() -> None:
+    with pytest.raises(InputError, match=r"maskiou\.input = 'd' .* without a neck"):
+        ModelConfig(neck="none", levels=(4,), anchor_sizes=((32, 64),), maskiou=MaskIoUConfig(input="d"))
+
+
 def test_deformable_wants_the_last_stage() -> None:
     with pytest.raises(InputError, match=r"model\.deformable = True is not accepted; .* levels end below 5"):
         ModelConfig(levels=(3, 4), deformable=True)
@@ -105,46 +110,6 @@ def test_limits_are_accepted() -> None:
 @pytest.mark.parametrize(("samples", "fraction", "slots"), [(512, 0.25, 128), (10, 0.25, 2), (1, 0.1, 1), (8, 1.0, 8)])
 def test_slots_of_positive_rois(samples: int, fraction: float, slots: int) -> None:
     assert RoIConfig(samples=samples, positive_fraction=fraction).positive_samples == slots
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_round_trip_of_every_preset(name: str) -> None:
-    model = find_preset(name).model
-    plain = json.loads(json.dumps(to_dict(model)))
-    assert plain == to_dict(model)  # nothing but what JSON holds
-    assert model_config_from_dict(plain) == model
-
-
-def test_the_papers_row() -> None:
-    """Section 4.1 and Table 1, first row."""
-    preset = find_preset("r18-fpn")
-    assert (preset.data.short_side, preset.data.long_side) == (600, 1000)
-    assert preset.model.levels == (4, 5)
-    assert (preset.model.roi.samples, preset.model.roi.positive_samples) == (512, 128)
-    assert (preset.model.maskiou.input, preset.model.maskiou.target, preset.model.maskiou.tau) == ("a", 1, 0.0)
-    selection = preset.model.selection
-    assert (selection.method, selection.sigma, selection.score_threshold, selection.top_k) == (
-        "gaussian", 0.6, 0.001, 100)  # fmt: skip
-    assert (preset.solver.epochs, preset.solver.decay_epochs, preset.solver.batch) == (18, (14, 17), 16)
-    assert (preset.solver.lr, preset.solver.weight_decay, preset.solver.momentum) == (0.02, 1e-4, 0.9)
-
-
-@pytest.mark.parametrize(
-    ("name", "backbone", "deformable"),
-    [("r50-fpn", "resnet50", False), ("r101-fpn", "resnet101", False), ("r101-dcn-fpn", "resnet101", True)],
-)
-def test_the_papers_larger_rows(name: str, backbone: str, deformable: bool) -> None:
-    """Section 4.1, Tables 1 and 2; anchors and levels of FPN (Lin et al., section 4.1)."""
-    preset = find_preset(name)
-    assert (preset.model.backbone, preset.model.deformable) == (backbone, deformable)
-    assert (preset.data.short_side, preset.data.long_side) == (800, 1333)
-    assert preset.model.levels == (2, 3, 4, 5)
-    assert preset.model.anchor_sizes == ((32,), (64,), (128,), (256,), (512,))
-
-
-def test_unknown_preset_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"r99.*r18-fpn.*demo"):
-        find_preset("r99")
 
 
 @pytest.mark.parametrize(
@@ -169,12 +134,14 @@ def test_difference_lists_changed_fields() -> None:
 
 
 def test_configurations_cannot_be_changed_in_place() -> None:
-    for config in (ModelConfig(), SolverConfig(), DataConfig(), PRESETS["demo"]):
+    for config in (ModelConfig(), SolverConfig(), DataConfig()):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, dataclasses.fields(config)[0].name, None)
 
 
-@pytest.mark.parametrize("module", ["msrcnn", "msrcnn.config", "msrcnn.errors", "msrcnn.data.shapes_config"])
+@pytest.mark.parametrize(
+    "module", ["msrcnn", "msrcnn.config", "msrcnn.presets", "msrcnn.errors", "msrcnn.data.shapes_config"]
+)
 def test_importing_is_cheap(module: str) -> None:
     code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -3,108 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
-import pycocotools.mask as coco_mask
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from msrcnn.boxes import pairwise_iou
-from msrcnn.config import (
-    DataConfig,
-    MaskIoUConfig,
-    MaskIoUInput,
-    MaskIoUTarget,
-    ModelConfig,
-    RoIConfig,
-    RPNConfig,
-    SelectionConfig,
-    SelectionMethod,
-)
-from msrcnn.data.batching import draw, make_batch
-from msrcnn.data.shapes import draw_image
-from msrcnn.data.shapes_config import ShapesConfig
+from msrcnn.config import MaskIoUConfig, MaskIoUInput, MaskIoUTarget, SelectionConfig, SelectionMethod
+from msrcnn.data.batching import make_batch
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.proposals import Proposals
-from msrcnn.rows import ImageTruth
-from msrcnn.structures import Batch, Detections
+from tests.tiny import C4, CONFIG, DATA, LOSSES, batch_of, detections_of, losses_of, make_model, shape_image
 
-SIDE = 96
-CONFIG = ModelConfig(
-    levels=(3, 4, 5), norm="group_norm", frozen_stages=0, anchor_sizes=((16,), (32,), (64,)), channels=32, hidden=64,
-    num_classes=3, rpn=RPNConfig(samples=64, train_proposals=80, test_proposals=60), roi=RoIConfig(samples=32),
-    selection=SelectionConfig(top_k=30),
-)  # fmt: skip
-DATA = DataConfig(short_side=SIDE, long_side=SIDE)
-LOSSES = {"rpn_objectness", "rpn_box", "class", "box", "mask", "maskiou"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for one another cost far more than they bring at this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def shape_image(index: int, keep: str = "all") -> tuple[bytes, ImageTruth]:
-    """An image of the built-in data set; `keep` says which instances: all, none, or all as crowds."""
-    image, annotations = draw_image(ShapesConfig(size=SIDE), "train", index)
-    annotations = [] if keep == "none" else annotations
-    rles = []
-    for a in annotations:
-        s = a["segmentation"]
-        if isinstance(s, list):
-            rles.append(coco_mask.merge(coco_mask.frPyObjects(s, SIDE, SIDE))["counts"])
-        else:
-            rles.append(s["counts"].encode() if isinstance(s["counts"], str)
-                        else coco_mask.frPyObjects(s, SIDE, SIDE)["counts"])  # fmt: skip
-    xywh = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    truth = ImageTruth(
-        index, SIDE, SIDE, np.array([a["id"] for a in annotations], np.int64),
-        np.array([(a["category_id"] + 1) // 4 for a in annotations], np.int32),
-        np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
-        np.array([a["area"] for a in annotations], np.float32),
-        np.array([keep == "crowds" or bool(a["iscrowd"]) for a in annotations], bool), rles,
-    )  # fmt: skip
-    return file.getvalue(), truth
-
-
-def batch_of(*keep: str, training: bool = True) -> Batch:
-    images, truths = zip(*(shape_image(i, k) for i, k in enumerate(keep)), strict=True)
-    return make_batch(images, truths, DATA, [draw(0, 0, t.image_id) for t in truths] if training else None)
-
-
-def make_model(config: ModelConfig = CONFIG, sure: bool = False) -> MaskScoringRCNN:
-    """Initial weights; `sure`: heads that tell RoIs apart, as trained ones do."""
-    torch.manual_seed(0)
-    model = MaskScoringRCNN(config)
-    if sure:
-        for layer, std in ((model.box.score, 0.4), (model.box.deltas, 0.05), (model.maskiou.iou, 0.2),
-                           (model.rpn.head.objectness, 0.2), (model.rpn.head.deltas, 0.05)):  # fmt: skip
-            torch.nn.init.normal_(layer.weight, std=std)
-    return model
-
-
-def losses_of(model: MaskScoringRCNN, batch: Batch) -> dict[str, Tensor]:
-    losses = model.train()(batch)
-    assert isinstance(losses, dict)
-    return losses
-
-
-def detections_of(model: MaskScoringRCNN, batch: Batch) -> Detections:
-    found = model.eval()(batch)
-    assert isinstance(found, Detections)
-    return found
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_training_on_one_batch_lowers_the_loss() -> None:
@@ -133,6 +47,7 @@ def test_training_on_one_batch_lowers_the_loss() -> None:
         {"deformable": True},
         {"backbone": "resnet50", "levels": (2, 3, 4, 5), "anchor_sizes": ((8,), (16,), (32,), (64,), (96,))},
         {"backbone": "resnet101", "deformable": True},
+        {"backbone": "resnet101", **C4},
     ],
     ids=str,
 )
@@ -152,10 +67,10 @@ def test_every_backbone_trains_a_step_and_detects(change: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("keep", [("none", "none"), ("none", "all"), ("crowds", "crowds"), ("all", "all")])
-@pytest.mark.parametrize("norm", ["group_norm", "frozen_bn"])
-def test_losses_are_finite_and_reach_every_parameter(keep: tuple[str, ...], norm: str) -> None:
+@pytest.mark.parametrize("change", [{}, {"norm": "frozen_bn"}, C4], ids=["fpn", "frozen", "c4"])
+def test_losses_are_finite_and_reach_every_parameter(keep: tuple[str, ...], change: dict[str, Any]) -> None:
     """Also without an instance: DistributedDataParallel waits for each parameter's gradient."""
-    model = make_model(dataclasses.replace(CONFIG, norm=norm))  # type: ignore[arg-type]
+    model = make_model(dataclasses.replace(CONFIG, **change))
     losses = losses_of(model, batch_of(*keep))
     assert losses.keys() == LOSSES
     for name, loss in losses.items():
@@ -274,18 +189,19 @@ def on_fake_gpu(value: Any) -> Any:
     return dataclasses.replace(value, **made)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_gpu_never_waits_for_the_host(option: MaskIoUConfig) -> None:
+@pytest.mark.parametrize("change", [*({"maskiou": option} for option in OPTIONS), C4, {"trained": "maskiou"}], ids=str)
+def test_a_gpu_never_waits_for_the_host(change: dict[str, Any]) -> None:
     """Whatever asks a tensor without content for a value, or has a shape that depends on one, raises."""
     batch = batch_of("all", "all")
     with FakeTensorMode():
         with torch.device("cuda"):
-            model = MaskScoringRCNN(dataclasses.replace(CONFIG, maskiou=option))
+            model = MaskScoringRCNN(dataclasses.replace(CONFIG, **change))
         losses = losses_of(model, on_fake_gpu(batch))
-        assert losses.keys() == LOSSES
+        assert losses.keys() == ({"maskiou"} if "trained" in change else LOSSES)
         assert {loss.device.type for loss in losses.values()} == {"cuda"}
         found = detections_of(model, on_fake_gpu(dataclasses.replace(batch, targets=None)))
-        assert found.masks.shape == (2, CONFIG.selection.top_k, 28, 28)
+        side = 14 if change is C4 else 28
+        assert found.masks.shape == (2, CONFIG.selection.top_k, side, side)
 
 
 @pytest.mark.parametrize("target", get_args(MaskIoUTarget))

@@ -24,7 +24,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def make_head(design: MaskIoUInput) -> MaskIoUHead:
     torch.manual_seed(0)
-    head = MaskIoUHead(CHANNELS, 16, CLASSES, design)
+    head = MaskIoUHead(CHANNELS, CHANNELS, 16, CLASSES, design)
     torch.nn.init.normal_(head.iou.weight)
     return head
 
@@ -40,7 +40,7 @@ def inputs(head: MaskIoUHead) -> tuple[Tensor, Tensor, Tensor]:
     [("a", 257, 14), ("b", 256, 14), ("c", 336, 14), ("d", 257, 28), ("e", 1, 14), ("f", 256, 14)],
 )
 def test_shapes_as_in_fig_3_and_fig_4(design: MaskIoUInput, channels: int, side: int) -> None:
-    head = MaskIoUHead(256, 1024, 80, design)
+    head = MaskIoUHead(256, 256, 1024, 80, design)
     features, masks = torch.zeros(2, 256, head.size, head.size), torch.zeros(2, 80, 28, 28)
     assert head.size == (28 if design == "d" else 14)
     assert head.fuse(features, masks[:, 0], masks).shape == (2, channels, side, side)
@@ -108,7 +108,7 @@ def multiply_accumulates(head: torch.nn.Module, *given: Tensor) -> float:
 def test_the_heads_cost_what_the_paper_says(classes: int) -> None:
     """Section 4.4: 0.39 G and 0.53 G multiply-accumulates a RoI."""
     features, masks = torch.zeros(1, 256, 14, 14), torch.zeros(1, classes, 28, 28)
-    maskiou = multiply_accumulates(MaskIoUHead(256, 1024, classes), features, masks[:, 0], masks)
+    maskiou = multiply_accumulates(MaskIoUHead(256, 256, 1024, classes), features, masks[:, 0], masks)
     assert maskiou == pytest.approx(0.39, rel=0.02)
     assert multiply_accumulates(MaskHead(256, classes), features) == pytest.approx(0.53, rel=0.02)
 
@@ -116,7 +116,7 @@ def test_the_heads_cost_what_the_paper_says(classes: int) -> None:
 def test_high_resolution_costs_what_the_default_costs() -> None:
     """Its strides are chosen so."""
     masks = torch.zeros(1, 80, 28, 28)
-    plain, fine = MaskIoUHead(256, 1024, 80, "a"), MaskIoUHead(256, 1024, 80, "d")
+    plain, fine = MaskIoUHead(256, 256, 1024, 80, "a"), MaskIoUHead(256, 256, 1024, 80, "d")
     want = multiply_accumulates(plain, torch.zeros(1, 256, 14, 14), masks[:, 0], masks)
     assert multiply_accumulates(fine, torch.zeros(1, 256, 28, 28), masks[:, 0], masks) == want
     assert [p.shape for p in fine.parameters()] == [p.shape for p in plain.parameters()]

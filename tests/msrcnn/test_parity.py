@@ -24,12 +24,13 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import batched_nms
 from torchvision.ops.poolers import initLevelMapper
 
-from msrcnn.config import PRESETS, DataConfig, SelectionConfig
+from msrcnn.config import DataConfig, SelectionConfig
 from msrcnn.data.batching import make_batch
 from msrcnn.data.shapes import draw_image
 from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.masks import paste_and_encode
+from msrcnn.presets import PRESETS
 from msrcnn.pretrained import load_weights
 from msrcnn.rows import ImageTruth
 from msrcnn.soft_nms import Selected

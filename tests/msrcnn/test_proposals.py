@@ -29,7 +29,7 @@ def make_rpn(**options: float) -> RegionProposals:
         channels=CHANNELS,
         rpn=RPNConfig(**options),  # type: ignore[arg-type]
     )
-    return RegionProposals(config, STRIDES)
+    return RegionProposals(config, config.channels, STRIDES)
 
 
 def torchvision_rpn(ours: RegionProposals) -> RegionProposalNetwork:

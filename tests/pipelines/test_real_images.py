@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from msrcnn.config import PRESETS, DataConfig, ModelConfig, SolverConfig
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig
 from msrcnn.data.batching import draw, make_batch
 from msrcnn.data.coco import read_coco, read_instance
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.metrics.coco_ap import CocoAP
+from msrcnn.presets import PRESETS
 from msrcnn.rows import ImageTruth
 from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
 from pipelines.manifest import read_manifest

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from msrcnn.config import PRESETS, to_dict
+from msrcnn.config import to_dict
 from msrcnn.errors import InputError
+from msrcnn.presets import PRESETS
 from pipelines.run_directory import (
     METRICS,
     MODEL,

@@ -1,0 +1,79 @@
+"""The paper's rows by name, and `demo`: settings of model, solver and input that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from msrcnn.config import TRUNK_LEVELS, DataConfig, ModelConfig, RoIConfig, RPNConfig, SolverConfig
+from msrcnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Model, solver and input sizes that belong together."""
+
+    model: ModelConfig
+    solver: SolverConfig
+    data: DataConfig
+
+
+def pyramid(backbone: Literal["resnet50", "resnet101"], deformable: bool = False) -> Preset:
+    """The paper's rows on ResNet-50/101 FPN: C2 to C5 and a pooled P6, an octave of anchors a level, 800/1333."""
+    sizes = ((32,), (64,), (128,), (256,), (512,))
+    model = ModelConfig(backbone=backbone, deformable=deformable, levels=TRUNK_LEVELS, anchor_sizes=sizes)
+    return Preset(model, SolverConfig(), DataConfig(short_side=800, long_side=1333))
+
+
+def plain_c4(backbone: Literal["resnet50", "resnet101"]) -> Preset:
+    """The paper's row without a pyramid: five octaves of anchors on C4, res5 in the heads, 800/1333.
+
+    12000 anchors enter NMS in training and 6000 in testing, as Detectron's C4 models have it: one level must do what
+    five do in a pyramid.
+    """
+    model = ModelConfig(
+        backbone=backbone, neck="none", levels=(4,), anchor_sizes=((32, 64, 128, 256, 512),),
+        rpn=RPNConfig(candidates=6),
+    )  # fmt: skip
+    return Preset(model, SolverConfig(), DataConfig(short_side=800, long_side=1333))
+
+
+PRESETS: dict[str, Preset] = {
+    # Table 1, first row: 600/1000 pixels, C4 and C5 only.
+    "r18-fpn": Preset(ModelConfig(), SolverConfig(), DataConfig()),
+    # Tables 1 to 3: the pyramid of Lin et al. (CVPR 2017); the last with deformable convolutions (Dai et al., 2017).
+    "r50-fpn": pyramid("resnet50"),
+    "r101-fpn": pyramid("resnet101"),
+    "r101-dcn-fpn": pyramid("resnet101", deformable=True),
+    # Tables 2 and 3: Faster R-CNN as it was before pyramids (Ren et al., 2015; He et al., CVPR 2016).
+    "r101-c4": plain_c4("resnet101"),
+    # The built-in shapes on a laptop: from scratch at 160 pixels without upscaling. At a quarter of the paper's
+    # image size its stride-16 level would leave an object 3 cells, so the pyramid begins at C2.
+    "demo": Preset(
+        ModelConfig(
+            levels=(2, 3, 4, 5),
+            norm="group_norm",
+            frozen_stages=0,
+            anchor_sizes=((16,), (32,), (64,), (128,)),
+            channels=64,
+            hidden=256,
+            num_classes=3,
+            rpn=RPNConfig(samples=128, train_proposals=500, test_proposals=300),
+            roi=RoIConfig(samples=128),
+        ),
+        SolverConfig(epochs=4, decay_epochs=(3,), batch=4, lr=0.08, warmup_steps=100, clip_norm=10.0),
+        DataConfig(short_side=160, long_side=160),
+    ),
+}
+"""Settings by name: the paper's rows, and `demo`."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: no such preset; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
