@@ -31,23 +31,25 @@ from benchmarks.measuring import (
     quotient,
     time_in_turn,
 )
-from msrcnn import mask_head
-from msrcnn.boxes import compact
-from msrcnn.config import PRESETS, DataConfig, ModelConfig
-from msrcnn.detector import MaskScoringRCNN, flat, image_index
-from msrcnn.mask_head import mask_loss, of_class
-from msrcnn.masks import sample_on_rois
-from msrcnn.pooling import PyramidPooler
-from msrcnn.structures import Batch, Detections, Targets
+from msrcnn.config import DataConfig, ModelConfig
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.presets import PRESETS
+from msrcnn.structures import Batch, Detections
 
 ALLOWANCE = 0.05
 """What the time ratio may exceed the ratio of multiply-accumulates by."""
 
 
 class NoMaskIoU(nn.Module):
-    """In the MaskIoU head's place: a MaskIoU of 0, no computation."""
+    """In the MaskIoU head's place: a MaskIoU of 0, no computation.
 
-    size = mask_head.SIZE
+    Args:
+        size: bins of the RoI feature, which the detector asks for and then need not pool.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
 
     def forward(self, features: Tensor, _target: Tensor, masks: Tensor) -> Tensor:
         """Zeros [N, K]."""
@@ -59,19 +61,11 @@ class MaskRCNN(MaskScoringRCNN):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.maskiou = NoMaskIoU()  # type: ignore[assignment]
+        self.maskiou = NoMaskIoU(self.mask.size)  # type: ignore[assignment]
 
-    def mask_losses(
-        self, pooler: PyramidPooler, batch: Batch, targets: Targets, rois: Tensor, labels: Tensor, instance: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """The mask head's loss as in `MaskScoringRCNN`, neither MaskIoU nor its target."""
-        images, slots = labels.shape[0], min(labels.shape[1], self.config.roi.positive_samples)
-        rois, labels, instance = flat(rois[:, :slots]), flat(labels[:, :slots]), flat(instance[:, :slots])
-        index = image_index(images, slots, rois.device)
-        positive, roi, label, slot, image = compact(labels > 0, rois, labels, instance, index)
-        logits = of_class(self.mask(pooler(image, roi, mask_head.SIZE)), label)  # [N, 28, 28]
-        coverage = sample_on_rois(targets.masks, batch, image, slot, roi, mask_head.MASK_SIZE)
-        return {"mask": mask_loss(logits, (coverage >= 0.5).float(), positive)}
+    def maskiou_losses(self, *_: object) -> dict[str, Tensor]:
+        """None: neither the head's loss nor its target."""
+        return {}
 
 
 def make_models(config: ModelConfig, seed: int, device: torch.device) -> tuple[MaskScoringRCNN, MaskRCNN]:

@@ -21,9 +21,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from benchmarks.images import Sample, data_folder, full_image_masks, read_truth, training_batch
 from benchmarks.measuring import parser_of, print_result, print_settings
 from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
-from msrcnn.config import PRESETS, DataConfig
+from msrcnn.config import DataConfig
 from msrcnn.data.batching import decode_image, make_batch
 from msrcnn.data.coco import read_coco
+from msrcnn.presets import PRESETS
 
 WAYS = ("image", "ragged", "dense")
 """What a process loads: the image alone, or the image with its masks in one of two ways."""

@@ -36,8 +36,9 @@ from benchmarks.measuring import (
     time_in_turn,
 )
 from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
-from msrcnn.config import PRESETS, DataConfig, ModelConfig, SolverConfig
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.presets import PRESETS
 from msrcnn.solver import make_optimizer, set_learning_rate
 from msrcnn.structures import Batch
 

@@ -12,9 +12,10 @@ import torch
 from benchmarks import head_cost, mask_output
 from benchmarks.images import INSTANCES, busy, draw_sample, full_image_masks, training_batch
 from benchmarks.training_step import dense_batch
-from msrcnn.config import PRESETS, DataConfig
+from msrcnn.config import DataConfig
 from msrcnn.data.batching import decode_image
 from msrcnn.masks import sample_on_rois
+from msrcnn.presets import PRESETS
 
 
 def test_drawn_images_are_what_their_instances_say() -> None:
