@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.images import busy, samples, training_batch
 from benchmarks.measuring import (
-    Timing,
     add_device,
     device_clock,
     milliseconds,
@@ -109,14 +109,23 @@ def same_results(full: MaskScoringRCNN, plain: MaskRCNN, batch: Batch) -> bool:
     return with_it and all(torch.allclose(x, y, rtol=tolerance, atol=tolerance) for x, y in pairs)
 
 
-def report(what: str, full: Timing, plain: Timing, share: float) -> dict[str, float | bool]:
-    """Prints one comparison; its figures by name."""
-    ratio, spread = quotient(full, plain)
+def compare(
+    what: str, full: Callable[[], object], plain: Callable[[], object], rounds: int, device: torch.device
+) -> dict[str, object]:
+    """Counts and times one kind of work with and without the head, both warm, and prints it.
+
+    Returns:
+        The figures; their names begin with `what`.
+    """
+    share = multiply_accumulates(full) / multiply_accumulates(plain) - 1
+    timings = time_in_turn({"with_head": full, "without": plain}, rounds, 0, device_clock(device))
+    ratio, spread = quotient(timings["with_head"], timings["without"])
     limit = 1 + share + ALLOWANCE
     verdict = "within" if ratio <= limit else "ABOVE"
-    print(f"{what}: without {plain.text}, with {full.text}: x {ratio:.3f} +- {spread:.3f}, {verdict} {limit:.3f} "
-          f"(multiply-accumulates x {1 + share:.3f})")  # fmt: skip
-    return {"ratio": ratio, "ratio_spread": spread, "limit": limit, "share": share, "within": ratio <= limit}
+    print(f"{what}: without {timings['without'].text}, with {timings['with_head'].text}; time x {ratio:.3f} +- "
+          f"{spread:.3f}, multiply-accumulates x {1 + share:.3f}: {verdict} {limit:.3f}")  # fmt: skip
+    found = {"ratio": ratio, "ratio_spread": spread, "limit": limit, "share": share, "within": ratio <= limit}
+    return {f"{what}_{name}": value for name, value in (found | milliseconds(**timings)).items()}
 
 
 def main() -> int:
@@ -126,7 +135,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 7, with --quick 2)")
     args = parser.parse_args()
-    preset = PRESETS["r18-fpn" if args.quick else args.preset]
+    name = "r18-fpn" if args.quick else args.preset
+    preset = PRESETS[name]
     data = DataConfig(320, 512) if args.quick else preset.data
     images = 1 if args.quick else args.batch
     rounds = args.rounds or (2 if args.quick else 7)
@@ -134,10 +144,9 @@ def main() -> int:
     batch = training_batch(chosen, replace(data, flip=False), args.seed).to(args.device)
     model = busy(preset.model, 128 if args.quick else preset.model.roi.samples)
     full, plain = make_models(model, args.seed, args.device)
-    found = detect(full, batch)
-    counts = found.valid.sum(1).tolist()
+    counts = detect(full, batch).valid.sum(1).tolist()
     print_settings(
-        "head_cost", args.device, preset="r18-fpn" if args.quick else args.preset, images=f"{images}, {source}",
+        "head_cost", args.device, preset=name, images=f"{images}, {source}",
         canvas=tuple(batch.images.shape[2:]), detections_an_image=counts, training_rois_an_image=model.roi.samples,
         positive_iou=model.roi.positive_iou, weights="random", precision="float32", rounds=rounds, seed=args.seed,
     )  # fmt: skip
@@ -149,16 +158,11 @@ def main() -> int:
     print(f"same boxes, scores, masks and other losses: {same}")
     figures: dict[str, object] = {}
     for what, work in (("detecting", detect), ("training", step)):
-        with_head, without = (lambda w=work, m=m: w(m, batch) for m in (full, plain))
-        share = multiply_accumulates(with_head) / multiply_accumulates(without) - 1
-        timings = time_in_turn(
-            {"with_head": with_head, "without": without}, rounds, clock=device_clock(args.device)
-        )  # fmt: skip
-        found_figures = report(what, timings["with_head"], timings["without"], share) | milliseconds(**timings)
-        figures |= {f"{what}_{name}": value for name, value in found_figures.items()}
+        with_head, without = (partial(work, m, batch) for m in (full, plain))
+        figures |= compare(what, with_head, without, rounds, args.device)
     print_result(
         "head_cost", args.device, ratio=figures["detecting_ratio"], identical=same, **figures,
-        preset="r18-fpn" if args.quick else args.preset, images=images, canvas=list(batch.images.shape[2:]),
+        preset=name, images=images, canvas=list(batch.images.shape[2:]),
         seed=args.seed,
     )  # fmt: skip
     return 0 if same else 1
