@@ -185,13 +185,20 @@ class MaskScoringRCNN(nn.Module):
             coverage = sample_on_rois(targets.masks, batch, image, slot, roi, self.mask.mask_size)
         mask = mask_loss(logits, (coverage >= 0.5).float(), positive)
 
-        config = self.config.maskiou
         matched = MatchedRoIs(roi, label, slot, image)
-        target = maskiou_targets(config, masks, coverage, matched, batch, targets)
+        scored = self.maskiou_features(pooler, features, image, roi)
+        return {"mask": mask} | self.maskiou_losses(batch, targets, matched, scored, logits, masks, coverage)
+
+    def maskiou_losses(
+        self, batch: Batch, targets: Targets, rois: MatchedRoIs, features: Tensor, logits: Tensor, masks: Tensor,
+        coverage: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Loss of the MaskIoU head over positive RoIs: what it reads, and how far each instance covers each RoI."""
+        config = self.config.maskiou
+        target = maskiou_targets(config, masks, coverage, rois, batch, targets)
         # No stop-gradient: the loss reaches the features and the mask through the head's input (the paper, Fig. 3).
-        predicted = self.maskiou(self.maskiou_features(pooler, features, image, roi), logits, masks)  # [N, K]
-        maskiou = maskiou_loss(predicted, target.values, target.trained)
-        return {"mask": mask, "maskiou": config.weight * maskiou}
+        predicted = self.maskiou(features, logits, masks)  # [N, K]
+        return {"maskiou": config.weight * maskiou_loss(predicted, target.values, target.trained)}
 
     def maskiou_features(self, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor) -> Tensor:
         """The MaskIoU head's RoI features: the mask head's, or pooled again at a higher resolution (input (d))."""

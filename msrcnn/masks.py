@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msrcnn.rle import encode_crop
+from msrcnn.rle import encode_crops
 from msrcnn.structures import Batch, RaggedMasks
 
 POINTS_PER_BIN = 3
@@ -123,13 +123,13 @@ def paste_and_encode(probabilities: Tensor, boxes: Tensor, height: int, width: i
     """
     size = probabilities.shape[-1]
     padded = F.pad(probabilities.float().cpu(), (1, 1, 1, 1))[:, None]  # [D, 1, M + 2, M + 2]
-    encoded = []
+    crops, corners = [], []
     for mask, box in zip(padded, boxes.float().cpu().numpy(), strict=True):
         x0, y0, x1, y1 = _expanded_box(box, size, size + 2)
         w, h = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
         resized = F.interpolate(mask[None], size=(h, w), mode="bilinear", align_corners=False)[0, 0]  # [h, w]
         left, top = max(x0, 0), max(y0, 0)
         bottom, right = max(min(y1 + 1, height), top), max(min(x1 + 1, width), left)  # empty where outside the image
-        crop = resized[top - y0 : bottom - y0, left - x0 : right - x0] > 0.5
-        encoded.append(encode_crop(crop.numpy(), left, top, height, width))
-    return encoded
+        crops.append(resized[top - y0 : bottom - y0, left - x0 : right - x0].numpy() > 0.5)
+        corners.append((left, top))
+    return encode_crops(crops, corners, height, width)

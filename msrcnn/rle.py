@@ -7,6 +7,8 @@ says that another group follows, and 48 is added (pycocotools' `counts`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 GROUP_BITS = 5
@@ -30,10 +32,22 @@ def counts_of(rle: bytes) -> np.ndarray:
     return values
 
 
-def compress(counts: np.ndarray) -> bytes:
-    """Run lengths int64 [runs], zeros first, to compressed `counts`."""
-    values = counts.astype(np.int64)
-    values[3:] -= counts[1:-2]
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Where each of consecutive pieces of `lengths` [n] begins, int64 [n]."""
+    return np.cumsum(lengths) - lengths
+
+
+def compress(counts: np.ndarray, runs: np.ndarray) -> list[bytes]:
+    """Run lengths to compressed `counts`, many masks at once.
+
+    Args:
+        counts: int64 [sum of runs], each mask's run lengths, zeros first, one mask after the other.
+        runs: int64 [n], how many of them each mask has, at least 1.
+    """
+    number = np.arange(len(counts)) - np.repeat(_starts(runs), runs)  # of the run in its mask
+    late = np.flatnonzero(number >= 3)
+    values = counts.copy()
+    values[late] -= counts[late - 2]
     # A number needs the fewest groups that hold it with its sign.
     magnitude = np.where(values < 0, ~values, values)
     groups = np.ones(len(values), dtype=np.int64)
@@ -41,11 +55,13 @@ def compress(counts: np.ndarray) -> bytes:
     while rest.any():
         groups += rest > 0
         rest >>= GROUP_BITS
-    starts = np.cumsum(groups) - groups
-    place = np.arange(groups.sum()) - np.repeat(starts, groups)
+    ends = np.cumsum(groups)
+    place = np.arange(ends[-1]) - np.repeat(ends - groups, groups)
     characters = (np.repeat(values, groups) >> (GROUP_BITS * place)) & (MORE - 1)
     characters[place < np.repeat(groups - 1, groups)] |= MORE
-    return (characters + FIRST_CHARACTER).astype(np.uint8).tobytes()
+    text = (characters + FIRST_CHARACTER).astype(np.uint8).tobytes()
+    last = ends[np.cumsum(runs) - 1].tolist()  # [n], each mask's last character
+    return [text[begin:end] for begin, end in zip([0, *last], last, strict=False)]
 
 
 def decode_crop(rle: bytes, height: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
@@ -75,19 +91,50 @@ def decode_crop(rle: bytes, height: int) -> tuple[np.ndarray, tuple[int, int, in
     return crop, (left, top, right - left + 1, bottom - top)
 
 
-def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> bytes:
-    """Compressed `counts` of a [height, width] mask that is zero but for `crop` (bool [h, w]) at (top, left)."""
-    h, w = crop.shape
+def encode_crops(
+    crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], height: int, width: int
+) -> list[bytes]:
+    """Compressed `counts` of masks that are zero outside a crop; the cost is that of the crops.
+
+    Args:
+        crops: bool [h, w], one a mask.
+        corners: (left, top) of each crop in its mask.
+        height, width: of the masks, in pixels.
+    """
+    if not crops:
+        return []
+    sides = np.array([crop.shape for crop in crops])  # [n, 2]
     # Column by column with a zero after each column: a run ends inside its column, so runs are pairs of changes.
-    columns = np.zeros((w, h + 1), dtype=np.int8)
-    columns[:, :h] = crop.T
-    changes = np.flatnonzero(np.diff(columns.reshape(-1), prepend=np.int8(0)))  # [2 * runs], flat in w * (h + 1)
-    column, row = np.divmod(changes, h + 1)
-    position = (left + column) * height + top + row  # in the image, column by column
-    if h == height:  # a run to the foot of one column and one from the head of the next are one run
-        joined = np.flatnonzero(position[1:] == position[:-1])
-        position = np.delete(position, np.concatenate([joined, joined + 1]))
-    counts = np.diff(position, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:  # the last run of ones reaches the last pixel
-        counts = counts[:-1]
-    return compress(counts)
+    step = sides[:, 0] + 1
+    lengths = step * sides[:, 1]
+    starts = _starts(lengths)
+    columns = np.zeros(1 + lengths.sum(), dtype=bool)  # begins with a zero to differ from
+    for crop, start, length in zip(crops, starts + 1, lengths, strict=True):
+        h, w = crop.shape
+        columns[start : start + length].reshape(w, h + 1)[:, :h] = crop.T  # [w * (h + 1)] -> [w, h + 1]
+    changes = np.flatnonzero(columns[1:] != columns[:-1])  # [2 * runs of ones]
+    changed = np.diff(np.searchsorted(changes, starts), append=len(changes))  # [n], changes of each mask
+    mask = np.repeat(np.arange(len(crops)), changed)
+    column, row = np.divmod(changes - starts[mask], step[mask])
+    left, top = np.array(corners).T[:, mask]
+    position = (left + column) * height + top + row  # in the mask, column by column
+    # A run to the foot of one column and one from the head of the next are one run.
+    joined = np.flatnonzero((position[1:] == position[:-1]) & (mask[1:] == mask[:-1]))
+    kept = np.ones(len(position), dtype=bool)
+    kept[joined] = kept[joined + 1] = False
+    position, mask = position[kept], mask[kept]
+    return compress(*_runs_between(position, np.bincount(mask, minlength=len(crops)), height * width))
+
+
+def _runs_between(position: np.ndarray, changes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `compress` takes, from where masks of `size` pixels change; `changes` [n] is how often each does."""
+    last = np.cumsum(changes + 1) - 1  # [n], where each mask's last run goes
+    ends = np.full(last[-1] + 1, size)
+    inner = np.ones(len(ends), dtype=bool)
+    inner[last] = False
+    ends[inner] = position
+    counts = np.diff(ends, prepend=0)
+    first = last - changes
+    counts[first] = ends[first]
+    empty = (counts[last] == 0) & (changes > 0)  # the last run of ones reaches the last pixel
+    return np.delete(counts, last[empty]), changes + 1 - empty

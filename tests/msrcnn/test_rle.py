@@ -6,11 +6,19 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 
-from msrcnn.rle import compress, counts_of, decode_crop, encode_crop
+from msrcnn.rle import compress, counts_of, decode_crop, encode_crops
 
 
 def reference(mask: np.ndarray) -> bytes:
     return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+
+
+def compressed(counts: np.ndarray) -> bytes:
+    return compress(counts, np.array([len(counts)]))[0]
+
+
+def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> bytes:
+    return encode_crops([crop], [(left, top)], height, width)[0]
 
 
 def masks() -> dict[str, np.ndarray]:
@@ -49,7 +57,7 @@ def test_same_bits_as_pycocotools(name: str) -> None:
     counts = counts_of(rle)
     assert counts.sum() == mask.size
     assert counts[1::2].sum() == mask.sum()
-    assert compress(counts) == rle
+    assert compressed(counts) == rle
     assert encode_crop(mask, 0, 0, height, width) == rle
 
     crop, (left, top, w, h) = decode_crop(rle, height)
@@ -76,12 +84,32 @@ def test_a_loose_crop_gives_the_same_bits(seed: int) -> None:
     assert encode_crop(crop, left, top, height, width) == reference(mask)
 
 
+def test_many_masks_at_once_give_the_bits_of_each_alone() -> None:
+    """Neighbours in the list share no run: masks that end in ones beside masks that begin with them, empty, none."""
+    rng = np.random.default_rng(0)
+    height, width = 20, 30
+    found = [mask for mask in MASKS.values() if mask.shape == (height, width)]
+    found += [np.ones((height, width), bool), np.zeros((height, width), bool)]
+    found += [rng.random((height, width)) < density for density in (0.1, 0.5, 0.9)]
+    assert len(found) > 10
+    crops, corners, want = [], [], []
+    for _ in range(200):
+        mask = found[rng.integers(len(found))].copy()
+        left, top = int(rng.integers(0, 3)), int(rng.integers(0, 3))
+        mask[:top], mask[:, :left] = False, False
+        crops.append(mask[top:, left:])
+        corners.append((left, top))
+        want.append(reference(mask))
+    assert encode_crops(crops, corners, height, width) == want
+    assert encode_crops([], [], height, width) == []
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_run_lengths_survive(seed: int) -> None:
     """Lengths of every size, so that differences have either sign and one to six groups of bits."""
     rng = np.random.default_rng(seed)
     counts = np.exp2(rng.uniform(0, 27, int(rng.integers(1, 30)))).astype(np.int64)
-    rle = compress(counts)
+    rle = compressed(counts)
     height = int(counts.sum())
     assert rle == coco_mask.frPyObjects({"size": [height, 1], "counts": counts.tolist()}, height, 1)["counts"]
     assert np.array_equal(counts_of(rle), counts)
@@ -89,7 +117,7 @@ def test_any_run_lengths_survive(seed: int) -> None:
 
 def test_runs_split_by_nothing_are_read_as_one() -> None:
     """Run lengths of 0 in the middle, which annotation files may hold, say the same as one longer run."""
-    crop, box = decode_crop(compress(np.array([2, 3, 0, 2, 5])), 4)  # pixels 2 to 6 of 4 x 3
+    crop, box = decode_crop(compressed(np.array([2, 3, 0, 2, 5])), 4)  # pixels 2 to 6 of 4 x 3
     want = np.zeros(12, np.uint8)
     want[2:7] = 1
     assert box == (0, 0, 2, 4)

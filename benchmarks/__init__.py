@@ -1,0 +1,1 @@
+"""What speed and memory are claimed, as commands that measure them beside a competitor."""

@@ -1,0 +1,69 @@
+"""Each benchmark as a command: ends well and with one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(name: str, *options: str, data: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "MSRCNN_DATA"}
+    if data is not None:
+        environment["MSRCNN_DATA"] = str(data)
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def figures(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_mask_output() -> None:
+    found = figures(run("mask_output"))
+    assert found["benchmark"] == "mask_output"
+    assert found["identical"]
+    assert found["ratio"] > 1
+    assert found["full_images_ms"] > found["inside_boxes_ms"] > 0
+
+
+def test_memory_without_data_says_what_to_set() -> None:
+    done = run("memory")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "MSRCNN_DATA" in done.stderr
+
+
+@pytest.mark.slow
+def test_memory(data_dir: Path) -> None:
+    found = figures(run("memory", data=data_dir))
+    assert found["instances"] == 375
+    assert found["dense_bytes"] == 375 * found["dense_shape"][1] * found["dense_shape"][2]
+    assert found["ratio"] == pytest.approx(found["dense_bytes"] / found["ragged_bytes"], rel=1e-3)
+    assert found["peak_bytes_above_dense"] > found["dense_bytes"] > found["peak_bytes_above_ragged"]
+
+
+@pytest.mark.slow
+def test_head_cost() -> None:
+    found = figures(run("head_cost"))
+    assert found["identical"]
+    for what in ("detecting", "training"):
+        assert found[f"{what}_share"] > 0
+        assert found[f"{what}_limit"] == pytest.approx(1.05 + found[f"{what}_share"], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_training_step() -> None:
+    found = figures(run("training_step", "--batch", "1"))
+    assert found["float32_ours_mask_rois"] == found["float32_torchvision_mask_rois"] == 16  # a quarter of 64 RoIs
+    times = {side: found[f"float32_{side}_step_ms"] for side in ("ours", "torchvision")}
+    assert found["ratio"] == pytest.approx(times["torchvision"] / times["ours"], rel=0.5)
+    assert found["float32_ours_images_per_second"] == pytest.approx(1e3 / times["ours"], rel=1e-2)
