@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.images import data_folder
-from benchmarks.measuring import half_quartile_distance, parser_of, print_result, print_settings
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -34,6 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.images import data_folder
+from benchmarks.measuring import half_quartile_distance, parser_of, print_result, print_settings
 from cluster.session import connect
 from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
 from msrcnn.config import DataConfig
