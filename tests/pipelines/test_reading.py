@@ -5,7 +5,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.reading import RowGroup, epoch_windows, evaluation_rows, training_plan, training_rows, window_order
+from pipelines.manifest import Manifest, Part
+from pipelines.reading import (
+    RowGroup,
+    epoch_windows,
+    evaluation_rows,
+    read_rows,
+    row_groups,
+    training_plan,
+    training_rows,
+    window_order,
+)  # fmt: skip
+from pipelines.storage import locate
 
 
 def groups_of(*rows: int) -> list[RowGroup]:
@@ -53,6 +64,22 @@ def test_the_order_follows_from_seed_and_epoch_alone():
     assert [g.path for w in epoch_windows(groups, 1, 0) for g in w] != order[0]
     assert sorted(window_order(50, 0, 0, 1)) == list(range(50))
     assert not np.array_equal(window_order(50, 0, 0, 1), window_order(50, 0, 0, 2))
+
+
+def test_row_groups_and_rows_behind_urls(tmp_path):
+    """fsspec's memory file system is as far from a local path as an object store."""
+    folder = locate(f"memory:/{tmp_path}")
+    table = pa.table({"image_id": range(40)})
+    for name in ("a", "b"):
+        with (folder / name).writing() as sink:
+            pq.write_table(table, sink, row_group_size=16)
+    parts = tuple(Part(name, 40, 0, 0, "") for name in ("a", "b"))
+    groups = row_groups(Manifest(folder.url, "x", (), parts, {}, {}))
+    assert [(g.path, g.index, g.rows) for g in groups] == [
+        (f"memory:/{tmp_path}/{name}", i, rows) for name in ("a", "b") for i, rows in enumerate((16, 16, 8))
+    ]
+    rows = read_rows([groups[1].path, groups[5].path], [1, 2])
+    assert rows["image_id"].to_pylist() == [*range(16, 32), *range(32, 40)]
 
 
 @pytest.fixture
