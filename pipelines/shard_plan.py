@@ -97,7 +97,9 @@ def make_plan(config: ShardConfig, annotations: Location, images: Location) -> P
             f"{images / dataset.images[0].file_name} does not exist; give --images the folder that the image names "
             "start from"
         )
-    listed = hashlib.sha256(repr([(r.file_name, sizes.get(r.file_name)) for r in dataset.images]).encode())
+    listed = hashlib.sha256()
+    for record in dataset.images:
+        listed.update(repr((record.file_name, sizes.get(record.file_name))).encode())
     categories = tuple(Category(i, c.source_id, c.name) for i, c in enumerate(dataset.categories, start=1))
     name = config.name or PurePosixPath(annotations.name).stem
     return Plan(

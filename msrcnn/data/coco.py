@@ -27,9 +27,17 @@ class CocoCategory:
     name: str
 
 
+IMAGE_KEYS = ("id", "file_name", "height", "width")
+ANNOTATION_KEYS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox")
+
+
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and its annotations as the file has them, grouped but not yet converted."""
+    """One image and its annotations, grouped but not yet converted.
+
+    An annotation has those of `ANNOTATION_KEYS` that the file has, and its segmentation as JSON text under
+    `segmentation_json`.
+    """
 
     image_id: int
     file_name: str
@@ -109,7 +117,7 @@ def read_instance(annotation: Mapping[str, Any], height: int, width: int, number
     """Converts one annotation of a [height, width] image.
 
     Args:
-        annotation: from `ImageRecord.annotations`.
+        annotation: from `ImageRecord.annotations`, or as a file has it.
         height: of the image, in pixels.
         width: of the image, in pixels.
         numbers: contiguous category number (1..C) by category id of the file.
@@ -117,6 +125,8 @@ def read_instance(annotation: Mapping[str, Any], height: int, width: int, number
     Raises:
         AnnotationError: the segmentation is broken or its mask has no pixel.
     """
+    if "segmentation_json" in annotation:
+        annotation = {**annotation, "segmentation": json.loads(annotation["segmentation_json"])}
     counts = instance_rle(annotation, height, width)
     rle = {"size": [height, width], "counts": counts}
     area = int(mask_utils.area(rle))
@@ -135,7 +145,7 @@ def read_instance(annotation: Mapping[str, Any], height: int, width: int, number
 
 def _load_json(data: bytes, path: str) -> dict[str, list[Any]]:
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_hook=_slim)
     except (ValueError, RecursionError) as error:  # also what is no text at all
         raise InputError(f"{path}: not valid JSON ({error}); it may be truncated: get or write it again") from error
     if not isinstance(content, dict):
@@ -150,6 +160,19 @@ def _load_json(data: bytes, path: str) -> dict[str, list[Any]]:
         if not isinstance(content.get(key, []), list):
             raise InputError(f"{path}: not a COCO annotation file: '{key}' is no list")
     return content
+
+
+def _slim(entry: dict[str, Any]) -> dict[str, Any]:
+    """An image or annotation without what is not needed, while the file is still being read.
+
+    A polygon's numbers take six times their text as Python objects: a COCO file of 98 MB took 653 MB.
+    """
+    if "segmentation" in entry:
+        slim = {key: entry[key] for key in ANNOTATION_KEYS if key in entry}
+        return slim | {"segmentation_json": json.dumps(entry["segmentation"], separators=(",", ":"))}
+    if "file_name" in entry:
+        return {key: entry[key] for key in IMAGE_KEYS if key in entry}
+    return entry
 
 
 def _read_categories(entries: list[Any], path: str) -> tuple[CocoCategory, ...]:

@@ -182,6 +182,18 @@ def test_categories_ascend_and_annotations_are_grouped(tmp_path: Path) -> None:
     assert dataset.rejected == ()
 
 
+def test_segmentations_wait_as_text_until_they_are_converted(tmp_path: Path) -> None:
+    """What is read from a file converts to the same as what was written to it."""
+    entries = [
+        annotation(1, attributes={"occluded": True}),
+        annotation(2, segmentation=uncompressed(random_masks(3)[1])),
+    ]
+    (record,) = read_coco(write(tmp_path, images=[image(license=3)], annotations=entries)).images
+    for read, entry in zip(record.annotations, entries, strict=True):
+        assert set(read) == {"id", "image_id", "category_id", "iscrowd", "segmentation_json"}
+        assert read_instance(read, HEIGHT, WIDTH, {7: 1}) == read_instance(entry, HEIGHT, WIDTH, {7: 1})
+
+
 def test_test_sets_have_no_annotations(tmp_path: Path) -> None:
     """As COCO's image_info_test-dev2017.json."""
     path = write(tmp_path, images=[image(2), image(1)])
