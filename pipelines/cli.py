@@ -64,6 +64,13 @@ def run_evaluate(config: Any) -> None:
     evaluate(config)
 
 
+def run_data(config: Any) -> None:
+    """`msrcnn data`."""
+    from pipelines.data import inspect
+
+    inspect(config)
+
+
 @dataclass(frozen=True)
 class Verb:
     """A command: one line about it, its options, what runs it."""
@@ -85,6 +92,12 @@ def _train_options() -> type:
     return TrainConfig
 
 
+def _data_options() -> type:
+    from pipelines.options import InspectConfig
+
+    return InspectConfig
+
+
 def _evaluate_options() -> type:
     from pipelines.options import EvaluateConfig
 
@@ -94,6 +107,7 @@ def _evaluate_options() -> type:
 VERBS = {
     "shapes": Verb("write the built-in data set, in COCO format", lambda: ShapesCommand, run_shapes),
     "shard": Verb("turn COCO annotations and images into Parquet shards", _shard_options, run_shard),
+    "data": Verb("count what is in a folder of shards, draw examples", _data_options, run_data),
     "train": Verb("train on shards; the same command again goes on where it stopped", _train_options, run_train),
     "evaluate": Verb("detect on shards, store the detections, compute every number", _evaluate_options, run_evaluate),
 }

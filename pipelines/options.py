@@ -1,9 +1,11 @@
-"""The options of `msrcnn shard`, `train` and `evaluate`. Imports neither torch nor Ray: `--help` must not wait."""
+"""The options of `msrcnn shard`, `train`, `evaluate`, `data`. Imports neither torch nor Ray: `--help` must not wait."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import tyro
 
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
 
@@ -118,4 +120,22 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(self.batch >= 1, "--batch", self.batch, "at least 1")
         for name in ("actors", "bootstrap", "seed"):
+            require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Count what is in a folder of shards."""
+
+    shards: tyro.conf.Positional[str | Path]
+    """folder that `msrcnn shard` made; a local path or a URL"""
+    gallery: int = 0
+    """draw this many images with their masks on one sheet"""
+    out: Path = Path("gallery.png")
+    """the sheet, a PNG file"""
+    seed: int = 0
+    """of the images on the sheet"""
+
+    def __post_init__(self) -> None:
+        for name in ("gallery", "seed"):
             require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")

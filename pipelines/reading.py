@@ -1,14 +1,17 @@
 """Which rows are read, in which order, by which task. The reading tasks import no torch: they start in a moment.
 
-The order of training images is a pure function of (seed, epoch): Parquet row groups permuted, then rows permuted
-inside windows of a few row groups. All epochs are one stream, so that no epoch waits for a pipeline to start.
+The order of training images is a pure function of (seed, epoch) and the images of a step, the same for any number of
+workers. An epoch is its Parquet row groups, permuted, one row after the other. It is used in rounds of some steps: a
+round's rows are cut into as many equal stretches as a step has images, the rows of each stretch are permuted, and each
+step takes one row of every stretch. So the images of a step come from as many places, a worker's images of a round lie
+in one piece of the epoch, and each row group is read once. A stream can begin at any step of any epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,10 @@ import ray.data
 from pipelines.manifest import Manifest
 from pipelines.storage import open_parquet
 
-WINDOW_GROUPS = 4
-"""Row groups whose rows are shuffled among each other."""
+ROUND_ROWS = 1024
+"""Rows of a round, about: with 16 images a step its stretches are as long as a row group."""
+ROUND_STEPS = (8, 64)
+"""Steps of a round: at least, at most."""
 FOOTERS = 16
 """Files whose footers are read at a time, when a data set is opened: each waits, for an object store perhaps 0.1 s."""
 READER_CPUS = 0.1
@@ -55,80 +60,98 @@ def read_rows(paths: Sequence[str], indices: Sequence[int]) -> pa.Table:
     return pa.concat_tables([open_parquet(path).read_row_group(index) for path, index in pairs])
 
 
-def epoch_windows(groups: Sequence[RowGroup], seed: int, epoch: int) -> list[list[RowGroup]]:
-    """The row groups of one epoch in their order, in windows."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-    shuffled = [groups[i] for i in order]
-    return [shuffled[i : i + WINDOW_GROUPS] for i in range(0, len(shuffled), WINDOW_GROUPS)]
+def epoch_groups(groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
+    """The row groups of one epoch in their order."""
+    return [groups[i] for i in np.random.default_rng([seed, epoch]).permutation(len(groups))]
 
 
-def window_order(rows: int, seed: int, epoch: int, window: int) -> np.ndarray:
-    """The order of the rows of one window, int64 [rows]."""
-    return np.random.default_rng([seed, epoch, window]).permutation(rows)
+def round_steps(batch: int, steps: int) -> int:
+    """Steps of a round where a step has `batch` images and an epoch `steps` steps."""
+    least, most = ROUND_STEPS
+    return min(max(least, min(most, ROUND_ROWS // batch)), steps)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one reading task is to do: permute the rows of each window, join them, emit `rows` of them from `start`."""
+    """What one reading task is to do: a worker's images of a round of steps, or of its last steps.
+
+    The rows of `groups`, joined, from `start` on are `stretches` stretches of `length` rows. Each is permuted; then
+    step by step, from step `skip` of the round on, one row of each is emitted.
+    """
 
     seed: int
     epoch: int
+    number: int  # of the first stretch in the epoch
+    stretches: int
+    length: int
+    skip: int
     start: int
-    rows: int
-    numbers: list[int]  # of the windows, in the epoch
-    windows: list[list[RowGroup]]
+    groups: list[RowGroup]
+
+    @property
+    def rows(self) -> int:
+        """Rows that it emits."""
+        return self.stretches * (self.length - self.skip)
+
+    def order(self) -> np.ndarray:
+        """Which rows of its joined groups it emits, in order, int64 [rows]."""
+        stretches = [
+            self.start + k * self.length
+            + np.random.default_rng([self.seed, self.epoch, self.number + k]).permutation(self.length)
+            for k in range(self.stretches)
+        ]  # fmt: skip
+        return np.stack(stretches)[:, self.skip :].T.reshape(-1)  # [stretches, steps] -> [steps * stretches]
 
     def columns(self) -> dict[str, Any]:
         """As one row that Arrow understands."""
         return {
-            "seed": self.seed, "epoch": self.epoch, "start": self.start, "rows": self.rows, "numbers": self.numbers,
-            "paths": [[g.path for g in w] for w in self.windows],
-            "indices": [[g.index for g in w] for w in self.windows],
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"},
+            "paths": [g.path for g in self.groups], "indices": [g.index for g in self.groups],
         }  # fmt: skip
 
 
 def training_plan(
-    groups: Sequence[RowGroup], seed: int, epochs: Sequence[int], steps: int, workers: int, share: int
+    groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, workers: int, share: int, first_step: int = 0
 ) -> list[Piece]:
-    """The pieces of the given epochs in order.
+    """The pieces from step `first_step` of the training on, in order.
 
     Ray Data gives each worker whole blocks, the next one to the worker that has had the fewest rows. So pieces come in
-    rounds of one a worker, all of one size and a multiple of a worker's images a step: every worker has its part of an
-    epoch before any gets the next one's. An epoch emits `steps * workers * share` rows, the remainder is left out.
+    rounds of one a worker, all of one size: every worker has its images of a round before any gets the next round's.
+    An epoch emits `steps * workers * share` rows; the rest, fewer than a step's, is left out.
 
     Args:
         groups: the data set's row groups.
-        seed, epochs: what the order follows from.
+        seed: what the order follows from, with the number of the epoch.
+        epochs: of the whole training.
         steps: an epoch's.
         workers: training processes.
         share: images a worker takes in a step.
+        first_step: counted over all epochs.
     """
     plan: list[Piece] = []
-    for epoch in epochs:
-        windows = epoch_windows(groups, seed, epoch)
-        sizes = [sum(g.rows for g in w) for w in windows]
-        ends = np.cumsum(sizes)
-        most = max(sizes[0] // share, 1) * share
-        done, total = 0, steps * workers * share
-        while done < total:
-            rows = min(most, (total - done) // workers)
-            for begin in range(done, done + rows * workers, rows):
-                first, last = np.searchsorted(ends, [begin, begin + rows - 1], side="right")
-                numbers = list(range(int(first), int(last) + 1))
-                start = begin - int(ends[first] - sizes[first])
-                plan.append(Piece(seed, epoch, start, rows, numbers, [windows[n] for n in numbers]))
-            done += rows * workers
+    for epoch in range(first_step // steps, epochs):
+        ordered = epoch_groups(groups, seed, epoch)
+        ends = np.cumsum([g.rows for g in ordered])
+        begin = max(first_step - epoch * steps, 0)
+        length = round_steps(workers * share, steps)
+        for first in range(begin // length * length, steps, length):
+            taken = min(length, steps - first)
+            for worker in range(workers):
+                number = first * workers * share + worker * share  # with stretches of any length a number of its own
+                position = first * workers * share + worker * share * taken
+                low, high = np.searchsorted(ends, [position, position + share * taken - 1], side="right")
+                start = position - int(ends[low] - ordered[low].rows)
+                plan.append(Piece(seed, epoch, number, share, taken, max(begin - first, 0), start,
+                                  ordered[low : high + 1]))  # fmt: skip
     return plan
 
 
 def _read_piece(plan: pa.Table) -> Iterator[pa.Table]:
-    for piece in plan.to_pylist():
-        tables = []
-        for number, paths, indices in zip(piece["numbers"], piece["paths"], piece["indices"], strict=True):
-            table = read_rows(paths, indices)
-            tables.append(table.take(pa.array(window_order(table.num_rows, piece["seed"], piece["epoch"], number))))
-        rows = pa.concat_tables(tables).slice(piece["start"], piece["rows"])
-        yield rows.append_column("epoch", pa.array(np.full(piece["rows"], piece["epoch"], dtype=np.int32)))
+    for columns in plan.to_pylist():
+        paths, indices = columns.pop("paths"), columns.pop("indices")
+        piece = Piece(groups=[], **columns)
+        rows = read_rows(paths, indices).take(pa.array(piece.order()))
+        yield rows.append_column("epoch", pa.array(np.full(rows.num_rows, piece.epoch, dtype=np.int32)))
 
 
 def training_rows(plan: Sequence[Piece]) -> ray.data.Dataset:

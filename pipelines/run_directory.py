@@ -5,6 +5,7 @@ initial.pt      with --weights: the model that training begins with
 metrics.jsonl   one line a record, as training reported it
 step-...        checkpoints, kept by Ray Train, with its checkpoint_manager_snapshot.json
 .lock           held by the process that trains
+.workers        held by its workers, which may outlive it by some seconds
 model.pt        the finished model; its presence means that the training is complete
 """
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +29,9 @@ METRICS = "metrics.jsonl"
 INITIAL = "initial.pt"
 MODEL = "model.pt"
 LOCK = ".lock"
+WORKERS = ".workers"
+ORPHAN_SECONDS = 120.0
+"""How long workers may go on after the process that started them was killed; Ray ends them within seconds."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,36 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{folder}: another process is training in it; wait or choose another --run") from None
         yield
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Marks this process as one of the run's workers for as long as the block, or the process, lasts."""
+    with (folder / WORKERS).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def wait_for_workers(folder: Path, log: Callable[[str], None], seconds: float = ORPHAN_SECONDS) -> None:
+    """Returns once no worker of an earlier attempt, on this machine, still writes into the run directory.
+
+    Raises:
+        InputError: one is still there after `seconds`.
+    """
+    start, told = time.monotonic(), False
+    with (folder / WORKERS).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() - start > seconds:
+                    raise InputError(f"{folder}: workers of an earlier attempt are still in it after {seconds:.0f} s; "
+                                     "end them (`ray stop`) and try again") from None  # fmt: skip
+            if not told:
+                log(f"{folder}: waiting for the workers of an earlier attempt to end")
+                told = True
+            time.sleep(0.1)
 
 
 def find_model(path: Path) -> tuple[Path, RunRecord | None]:

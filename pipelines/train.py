@@ -43,6 +43,7 @@ from pipelines.run_directory import (
     drop_records_after,
     locked,
     read_record,
+    wait_for_workers,
     write_record,
 )
 from pipelines.tracking import Tracker
@@ -71,11 +72,10 @@ def next_step(run: Path) -> int:
 
 def remaining_rows(groups: list[RowGroup], job: Job, run: Path, workers: int) -> ray.data.Dataset:
     """The stream of images from the run's last checkpoint on. Called anew whenever a worker group starts."""
-    step = next_step(run)
-    first, last = step // job.steps_per_epoch, -(-job.total_steps // job.steps_per_epoch)
-    epochs = range(min(first, last - 1), last)  # Ray Data wants rows even where all steps are done
-    share = job.solver.batch // workers
-    return training_rows(training_plan(groups, job.solver.seed, epochs, job.steps_per_epoch, workers, share))
+    steps = job.steps_per_epoch
+    begin = min(next_step(run), job.total_steps - 1)  # Ray Data wants rows even where all steps are done
+    epochs, share = -(-job.total_steps // steps), job.solver.batch // workers
+    return training_rows(training_plan(groups, job.solver.seed, epochs, steps, workers, share, begin))
 
 
 def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
@@ -109,6 +109,7 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         min(total, config.max_steps or total),
         threads,
         str(config.run.absolute() / INITIAL) if config.weights else None,
+        str(config.run.absolute()),
         None,
     )
     settings = {
@@ -119,6 +120,12 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         "weights": config.weights,
     }
     return job, settings
+
+
+def left_out(job: Job, manifest: Manifest) -> str:
+    """How many images of an epoch, fewer than a step's, are not used; others each epoch."""
+    rest = manifest.rows - job.steps_per_epoch * job.solver.batch
+    return f" ({rest} images left out of each epoch)" if rest else ""
 
 
 def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
@@ -170,10 +177,12 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
         save_model(run / INITIAL, initial, job.data, job.categories)
         del initial
     log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
-        f"{job.total_steps} steps of {config.solver.batch} images; run directory {run}")  # fmt: skip
+        f"{job.total_steps} steps of {config.solver.batch} images{left_out(job, manifest)}; "
+        f"run directory {run}")  # fmt: skip
     try:
         with locked(run), connect(config.address):
             check_resources(config)
+            wait_for_workers(run, log)
             drop_records_after(run, next_step(run))
             fit(config, job, manifest, run, tracker, log)
         last = finished_checkpoint(run, job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -23,12 +23,14 @@ from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
 from msrcnn.structures import Batch
 from msrcnn.weights import load_model, read_plain, save_model, write_aside
 from pipelines.ingest import TrainingCollate
-from pipelines.run_directory import MODEL
+from pipelines.run_directory import MODEL, working
 
 REPORT_STEPS = 20
 """Steps between two records; the losses stay on the device until then."""
 PREFETCH = 4
 """Batches decoded ahead, by as many threads."""
+DELIVERY_SECONDS = 60.0
+"""How long a checkpoint waits for records on their way to the driver; training goes on without them then."""
 TRAINING = "training.pt"
 POSITION = "position.json"
 
@@ -46,6 +48,8 @@ class Job:
     threads: int
     initial: str | None
     """model file to begin with, if it is not random weights"""
+    run: str
+    """run directory"""
     mailbox: Any
 
 
@@ -59,6 +63,7 @@ class Meter:
 
     def __init__(self, job: Job, rank: int, step: int) -> None:
         self.job, self.rank = job, rank
+        self.on_the_way: list[Any] = []
         self._reset(step, None)
 
     def _reset(self, step: int, now: float | None) -> None:
@@ -89,18 +94,23 @@ class Meter:
             raise InputError(f"step {done}: {', '.join(bad)} not finite; lower --solver.lr or set --solver.clip-norm")
         if self.rank == 0:
             norm = means.pop("gradient_norm")
-            self.job.mailbox.put.remote(
-                {
-                    "step": done,
-                    "epoch": done / self.job.steps_per_epoch,
-                    **{f"loss/{name}": value for name, value in means.items()},
-                    "gradient_norm": norm,
-                    "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
-                    "images_per_second": steps * self.job.solver.batch / seconds,
-                    "data_wait": self.waited / seconds,
-                }
-            )
+            record = {
+                "step": done,
+                "epoch": done / self.job.steps_per_epoch,
+                **{f"loss/{name}": value for name, value in means.items()},
+                "gradient_norm": norm,
+                "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
+                "images_per_second": steps * self.job.solver.batch / seconds,
+                "data_wait": self.waited / seconds,
+            }
+            self.on_the_way.append(self.job.mailbox.put.remote(record))
         self._reset(done, time.perf_counter())
+
+    def deliver(self) -> None:
+        """Waits until every record has arrived: what is still on the way dies with the worker's process."""
+        if self.on_the_way:
+            ray.wait(self.on_the_way, num_returns=len(self.on_the_way), timeout=DELIVERY_SECONDS)
+        self.on_the_way = []
 
 
 def checkpoint_name(step: int) -> str:
@@ -134,8 +144,8 @@ def restore_checkpoint(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.
     return state["step"]
 
 
-def batches(job: Job, device: torch.device, skip: int) -> Iterator[Batch]:
-    """This worker's share of every step's images, without those of the first `skip` steps of the stream."""
+def batches(job: Job, device: torch.device) -> Iterator[Batch]:
+    """This worker's share of every step's images, from the step on that comes next."""
     shard = ray.train.get_dataset_shard("train")
     feed = shard.iter_torch_batches(
         batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
@@ -143,13 +153,19 @@ def batches(job: Job, device: torch.device, skip: int) -> Iterator[Batch]:
         prefetch_batches=PREFETCH,
         drop_last=True,
     )
-    for batch in itertools.islice(feed, skip, None):
+    for batch in feed:
         yield batch.to(device, non_blocking=True)
 
 
 def train_loop(config: dict[str, Job]) -> None:
-    """The training loop, run by each worker of the group; `config["job"]` is what Ray Train hands it."""
+    """What Ray Train runs in each worker of the group."""
     job = config["job"]
+    with working(Path(job.run)):
+        train_steps(job)
+
+
+def train_steps(job: Job) -> None:
+    """The training loop, from the step after the run's last checkpoint on."""
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.threads)
@@ -162,7 +178,7 @@ def train_loop(config: dict[str, Job]) -> None:
     network = ray.train.torch.prepare_model(model, move_to_device=False)
     network.train()
 
-    feed = batches(job, device, skip=step % job.steps_per_epoch)  # the stream begins with an epoch
+    feed = batches(job, device)
     meter = Meter(job, rank, step)
     limit = job.solver.clip_norm or float("inf")
     while step < job.total_steps:
@@ -180,6 +196,7 @@ def train_loop(config: dict[str, Job]) -> None:
         meter.add(step, losses, norm)
         step += 1
         if step % job.steps_per_epoch == 0 or step == job.total_steps:
+            meter.deliver()
             report_checkpoint(job, rank, model, optimizer, step)
 
 

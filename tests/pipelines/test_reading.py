@@ -1,5 +1,7 @@
 """The order of training rows: a pure function of seed and epoch, whole epochs but for the remainder of a step."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,63 +9,110 @@ import pytest
 
 from pipelines.manifest import Manifest, Part
 from pipelines.reading import (
+    ROUND_STEPS,
+    Piece,
     RowGroup,
-    epoch_windows,
+    epoch_groups,
     evaluation_rows,
     read_rows,
+    round_steps,
     row_groups,
     training_plan,
     training_rows,
-    window_order,
-)  # fmt: skip
+)
 from pipelines.storage import locate
+
+BATCH = 12
 
 
 def groups_of(*rows: int) -> list[RowGroup]:
     return [RowGroup(f"part-{i}", 0, n) for i, n in enumerate(rows)]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_every_worker_has_its_part_of_an_epoch_before_any_gets_the_next(workers):
-    groups = groups_of(16, 16, 16, 16, 16, 7)  # 87 rows: two windows
-    steps = 87 // (workers * 4)
-    dealt = [0] * workers
-    for place, piece in enumerate(training_plan(groups, 3, range(4), steps, workers, share=4)):
-        assert piece.rows % 4 == 0
-        worker = dealt.index(min(dealt))  # as Ray Data's splitter deals
-        assert worker == place % workers
-        assert piece.epoch == dealt[worker] // (steps * 4)
-        dealt[worker] += piece.rows
-        assert dealt[worker] <= (piece.epoch + 1) * steps * 4
-    assert dealt == [4 * steps * 4] * workers
+GROUPS = groups_of(16, 16, 16, 16, 16, 7, 90)  # 177 rows
+STEPS = 177 // BATCH
 
 
-@pytest.mark.parametrize(("workers", "share"), [(1, 4), (2, 2), (3, 1)])
-def test_the_pieces_of_an_epoch_join_without_gap_or_overlap(workers, share):
-    groups = groups_of(16, 16, 16, 16, 16, 7)
-    steps = 87 // (workers * share)
+def emitted(piece: Piece) -> list[tuple[str, int]]:
+    """Its rows as (file, row in the file)."""
+    rows = [(g.path, i) for g in piece.groups for i in range(g.rows)]
+    return [rows[i] for i in piece.order()]
+
+
+def steps_of(workers: int, epochs: int, first_step: int = 0) -> list[list[tuple[str, int]]]:
+    """The rows of each step, in order, as Ray Data's splitter deals the pieces."""
+    share = BATCH // workers
+    dealt: list[list[tuple[str, int]]] = [[] for _ in range(workers)]
+    for piece in training_plan(GROUPS, 3, epochs, STEPS, workers, share, first_step):
+        min(dealt, key=len).extend(emitted(piece))
+    assert len({len(rows) for rows in dealt}) == 1
+    return [[row for rows in dealt for row in rows[begin : begin + share]] for begin in range(0, len(dealt[0]), share)]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 12])
+def test_steps_have_the_same_images_in_the_same_order_for_any_number_of_workers(workers: int) -> None:
+    assert steps_of(workers, 3) == steps_of(1, 3)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_epoch_has_every_image_once_but_for_the_rest_of_a_step(workers: int) -> None:
+    steps = steps_of(workers, 3)
+    assert len(steps) == 3 * STEPS
+    left_out = set()
+    everything = {(g.path, i) for g in GROUPS for i in range(g.rows)}
     for epoch in range(3):
-        sizes = [sum(g.rows for g in w) for w in epoch_windows(groups, 3, epoch)]
-        begins = np.cumsum([0, *sizes])
-        expected = 0
-        for piece in training_plan(groups, 3, [epoch], steps, workers, share):
-            assert begins[piece.numbers[0]] + piece.start == expected
-            assert piece.start + piece.rows <= sum(sizes[n] for n in piece.numbers)
-            expected += piece.rows
-        assert expected == steps * workers * share
+        seen = Counter(row for step in steps[epoch * STEPS : (epoch + 1) * STEPS] for row in step)
+        assert set(seen.values()) == {1}
+        left_out.add(frozenset(everything - set(seen)))
+    assert {len(rest) for rest in left_out} == {177 - STEPS * BATCH}
+    assert len(left_out) > 1  # others each epoch
 
 
-def test_the_order_follows_from_seed_and_epoch_alone():
-    groups = groups_of(*[8] * 12)
-    plan = training_plan(groups, 0, range(3), 24, 2, 2)
-    again = training_plan(groups, 0, range(1, 3), 24, 2, 2)  # a run that resumes at epoch 1
-    assert [p for p in plan if p.epoch > 0] == again
-    order = [[g.path for w in epoch_windows(groups, 0, epoch) for g in w] for epoch in range(3)]
+@pytest.mark.parametrize("first_step", [1, 5, STEPS - 1, STEPS, STEPS + 9, 3 * STEPS - 1])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_begins_at_any_step(first_step: int, workers: int) -> None:
+    """Also with another number of workers than before."""
+    assert steps_of(workers, 3, first_step) == steps_of(3, 3)[first_step:]
+
+
+def test_rounds_that_do_not_divide_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.reading.ROUND_STEPS", (4, 4))
+    assert STEPS % 4
+    steps = steps_of(2, 2)
+    assert steps == steps_of(4, 2)
+    assert len({row for step in steps[:STEPS] for row in step}) == STEPS * BATCH
+    for first in (3, 4, STEPS - 1, STEPS + 1):
+        assert steps_of(3, 2, first) == steps[first:]
+
+
+def test_a_step_takes_its_images_from_all_over_its_round() -> None:
+    """Its images come from as many stretches, so mostly from other row groups, in an order of their own."""
+    steps = steps_of(1, 1)
+    assert np.mean([len({path for path, _ in step}) for step in steps]) > 3
+    stretches = [[step[k][1] for step in steps] for k in range(BATCH)]
+    assert not any(rows == sorted(rows) for rows in stretches)
+
+
+def test_row_groups_are_read_about_once() -> None:
+    groups = groups_of(*[64] * 100)
+    for workers in (1, 8):
+        plan = training_plan(groups, 0, 1, 400, workers, 16 // workers)
+        assert 6400 <= sum(g.rows for piece in plan for g in piece.groups) <= 1.05 * 6400
+
+
+def test_the_order_of_row_groups_follows_from_seed_and_epoch() -> None:
+    order = [[g.path for g in epoch_groups(GROUPS, 0, epoch)] for epoch in range(3)]
     assert order[0] != order[1] != order[2]
-    assert all(sorted(o) == sorted(g.path for g in groups) for o in order)
-    assert [g.path for w in epoch_windows(groups, 1, 0) for g in w] != order[0]
-    assert sorted(window_order(50, 0, 0, 1)) == list(range(50))
-    assert not np.array_equal(window_order(50, 0, 0, 1), window_order(50, 0, 0, 2))
+    assert all(sorted(o) == sorted(g.path for g in GROUPS) for o in order)
+    assert [g.path for g in epoch_groups(GROUPS, 1, 0)] != order[0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "want"), [(16, 7000, 64), (4, 150, 64), (512, 230, 8), (64, 99, 16), (4, 5, 5)]
+)
+def test_steps_of_a_round(batch: int, steps: int, want: int) -> None:
+    assert round_steps(batch, steps) == want
+    assert ROUND_STEPS == (8, 64)
 
 
 def test_row_groups_and_rows_behind_urls(tmp_path):
@@ -96,7 +145,7 @@ def test_streams_through_ray_data(part):
     ids = [row["image_id"] for row in evaluation_rows(part).iter_rows()]
     assert sorted(ids) == list(range(40))
 
-    rows = list(training_rows(training_plan(part, 0, range(2), 9, 2, 2)).iter_rows())
+    rows = list(training_rows(training_plan(part, 0, 2, 9, 2, 2)).iter_rows())
     for epoch in range(2):
         seen = [row["image_id"] for row in rows if row["epoch"] == epoch]
         assert len(seen) == len(set(seen)) == 36

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -18,6 +20,7 @@ from pipelines.run_directory import (
     find_model,
     locked,
     read_record,
+    wait_for_workers,
     write_record,
 )
 
@@ -73,3 +76,28 @@ def test_one_process_at_a_time(tmp_path):
     assert "another process is training in it" in other.stderr
     with locked(tmp_path):
         pass
+
+
+def test_workers_that_outlive_their_driver_are_waited_for(tmp_path):
+    code = "import sys; from pathlib import Path; from pipelines.run_directory import working\n"
+    code += "with working(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"in\n"  # both at once
+    lines = []
+    workers[0].kill()
+    with pytest.raises(InputError, match="workers of an earlier attempt are still in it after 0 s"):
+        wait_for_workers(tmp_path, lines.append, seconds=0.3)
+    assert len(lines) == 1
+    threading.Timer(0.5, workers[1].kill).start()
+    began = time.monotonic()
+    wait_for_workers(tmp_path, lines.append)
+    assert time.monotonic() - began > 0.3
+    wait_for_workers(tmp_path, lines.append)
+    assert len(lines) == 2
+    for worker in workers:
+        worker.communicate()

@@ -1,0 +1,94 @@
+"""A sheet of images with their instances drawn on them: the fastest way to see that a data set is what one thinks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from msrcnn.data.decoding import decode_image
+from msrcnn.rle import decode_crop
+from pipelines.manifest import Manifest, written_aside
+from pipelines.reading import RowGroup, read_rows
+
+CELL = 360
+"""Side of a cell of the sheet, in pixels."""
+CAPTION = 16
+MARGIN = 6
+FILL = 0.45
+"""How much of a mask's colour covers the image."""
+LABELS = 12
+"""So many instances an image, the largest, are named."""
+
+
+def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, seed: int, out: Path) -> None:
+    """Draws `number` images of the data set, chosen by `seed`, into one PNG file.
+
+    Row groups are read one after the other, so memory holds one group and the sheet.
+    """
+    total = sum(g.rows for g in groups)
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:number])
+    names = {c.number: c.name for c in manifest.categories}
+    cells, begin = [], 0
+    for group in groups:
+        rows = chosen[(chosen >= begin) & (chosen < begin + group.rows)] - begin
+        if len(rows):
+            cells += [draw(row, names) for row in read_rows([group.path], [group.index]).take(rows).to_pylist()]
+        begin += group.rows
+    columns = math.ceil(math.sqrt(len(cells)))
+    height = -(-len(cells) // columns) * (CELL + CAPTION + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (columns * (CELL + MARGIN) + MARGIN, height), "white")
+    for i, cell in enumerate(cells):
+        y, x = divmod(i, columns)
+        sheet.paste(cell, (MARGIN + x * (CELL + MARGIN), MARGIN + y * (CELL + CAPTION + MARGIN)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(out) as aside:
+        sheet.save(aside, "PNG")
+
+
+def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:
+    """One shard row as a cell: the image fitted in, masks filled and outlined by class, crowds hatched, names."""
+    image = decode_image(row["image"], row["height"], row["width"], f"image {row['image_id']}")
+    pixels = np.asarray(image).astype(np.float32)  # [H, W, 3]
+    instances = sorted(row["instances"], key=lambda i: -i["area"])  # small ones on top
+    for instance in instances:
+        paint(pixels, instance, row["height"])
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    scale = CELL / max(image.size)
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    cell = Image.new("RGB", (CELL, CELL + CAPTION), "white")
+    cell.paste(image, (0, 0))
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(11)
+    for instance in instances[:LABELS]:
+        x0, y0 = (v * scale for v in instance["bbox"][:2])
+        pen.text((x0 + 1, y0), names[instance["category"]], "white", font, stroke_width=1, stroke_fill="black")
+    text = f"{row['image_id']}  {row['file_name']}  {row['width']}x{row['height']}  {len(instances)} instances"
+    pen.text((0, CELL + 2), text, "black", font)
+    return cell
+
+
+def paint(pixels: np.ndarray, instance: dict[str, Any], height: int) -> None:
+    """Fills an instance's mask on float [H, W, 3] pixels, in place, and draws its outline."""
+    crop, (left, top, w, h) = decode_crop(instance["rle"], height)
+    mask = crop.astype(bool)  # [h, w]
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    region = pixels[top : top + h, left : left + w]
+    colour = colour_of(instance["category"])
+    filled = mask
+    if instance["iscrowd"]:
+        y, x = np.mgrid[:h, :w]
+        filled = mask & ((x + y) % 8 < 3)
+    region[filled] = (1 - FILL) * region[filled] + FILL * colour
+    region[mask & ~inner] = colour
+
+
+def colour_of(category: int) -> np.ndarray:
+    """A colour for each category number, far from that of the next: hues by the golden angle; float [3]."""
+    hue = category * 0.381966 % 1 * 6
+    ramp = np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
+    return 255 * (0.1 + 0.9 * ramp.clip(0, 1))
