@@ -97,9 +97,9 @@ def begin(out: Location, source: Source) -> dict[int, PartRecord]:
     """
     try:
         held = out.list()
-        if held and UNFINISHED not in held:
+        if is_foreign(held):
             raise InputError(f"{out}: is not empty; choose another --out")
-        if held:
+        if UNFINISHED in held:
             _check_marker(out, source)
         else:
             out.make_folder()
@@ -112,6 +112,12 @@ def begin(out: Location, source: Source) -> dict[int, PartRecord]:
         raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
     whole = [r for r in records if r.plan == source.fingerprint and _in_place(r, held)]
     return {record.shard: record for record in whole}
+
+
+def is_foreign(names: Iterable[str]) -> bool:
+    """Whether a folder with these names is not ours to write in; half a marker may be left of a killed process."""
+    whole = [name for name in names if not _is_aside(name)]
+    return bool(whole) and UNFINISHED not in whole
 
 
 def discard(out: Location) -> None:

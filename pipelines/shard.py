@@ -17,7 +17,7 @@ from msrcnn.data.rejected import Rejected
 from msrcnn.errors import InputError
 from pipelines.manifest import MANIFEST, Manifest, load_manifest, read_manifest, write_manifest
 from pipelines.options import ShardConfig
-from pipelines.part_records import REJECTED, UNFINISHED, PartRecord, begin, counted, discard, remove_records
+from pipelines.part_records import REJECTED, PartRecord, begin, counted, discard, is_foreign, remove_records
 from pipelines.progress import duration
 from pipelines.shard_job import WriteJob, pack, write_shard
 from pipelines.shard_plan import Plan, make_plan
@@ -114,7 +114,7 @@ def _held(out: Location) -> Manifest | None:
     except OSError as error:
         raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
     if MANIFEST not in there:
-        if there and UNFINISHED not in there:
+        if is_foreign(there):
             raise InputError(f"{out}: is not empty; choose another --out")
         return None
     try:
@@ -126,10 +126,10 @@ def _held(out: Location) -> Manifest | None:
 def _already(held: Manifest, plan: Plan, out: Location, start: float, log: Callable[[str], None]) -> ShardReport:
     """For a folder that is finished: nothing to do, if it is what the plan would make."""
     known = held.source.get("plan")
-    different = plan.source.differences(known) if isinstance(known, dict) else "of unknown origin"
+    different = plan.source.differences(known) if isinstance(known, dict) else "what it was made from is not recorded"
     if different:
         raise InputError(
-            f"{out}: already holds data set '{held.name}'; choose another --out or delete it (different: {different})"
+            f"{out}: already holds data set '{held.name}'; choose another --out or delete it ({different})"
         )
     manifest = read_manifest(out)
     remove_records(out)  # of a sharding that was killed after its manifest

@@ -28,7 +28,7 @@ from pyarrow import fs
 
 from msrcnn.errors import InputError
 
-RENAMING = ("local", "hdfs", "py::fsspec+file", "py::fsspec+local")
+RENAMING = ("local", "hdfs")
 """Arrow's names of the file systems whose renaming is atomic."""
 LISTINGS = 16
 """Folders listed at a time: each listing waits, for an object store perhaps a second."""
@@ -66,10 +66,6 @@ class Location:
     def is_folder(self) -> bool:
         """Whether it is there and a folder; in an object store, whether any name begins with it."""
         return self._info().type == fs.FileType.Directory
-
-    def exists(self) -> bool:
-        """Whether it is a file or a folder."""
-        return self._info().type != fs.FileType.NotFound
 
     def size(self) -> int | None:
         """Bytes of the file; None if there is no such file."""
@@ -194,7 +190,8 @@ def _resolve(url: str) -> tuple[fs.FileSystem, str]:
     except pa.ArrowInvalid:  # not one of Arrow's
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(url)
+        # Other processes write into the folders that this one lists.
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 

@@ -27,6 +27,31 @@ from pipelines.shard_plan import Plan, make_plan
 from pipelines.storage import locate
 from pipelines.verify import verify
 
+LOSE_A_NODE = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.shard import ShardConfig, shard
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+nodes = [cluster.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False)
+cluster.wait_for_nodes()
+
+def lose():
+    while len(list(Path(sys.argv[3]).glob("shard-*.json"))) < 10:
+        time.sleep(0.01)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    print("lost a node", flush=True)
+
+thread = threading.Thread(target=lose)
+thread.start()
+report = shard(ShardConfig(*sys.argv[1:], shard_mb=1, row_group=4))
+thread.join()
+print("rows", report.rows, "nodes", sum(node["Alive"] for node in ray.nodes()))
+"""
+"""On a cluster of two nodes that work and a head that does not."""
 SIDE = 600  # noise: about 1.1 MB of PNG, so that --shard-mb 1 makes a shard of each
 
 
@@ -75,7 +100,10 @@ def check_complete(config: ShardConfig, count: int) -> None:
 def test_what_is_done_is_known_from_records_alone(tmp_path: Path) -> None:
     config = make_images(tmp_path, 6)
     plan, job = planned(config)
+    Path(config.out).mkdir()
+    (Path(config.out) / ".unfinished.tmp-0123456789ab").write_text("{")  # killed at the very beginning
     assert begin(job.out, plan.source) == {}
+    assert [path.name for path in Path(config.out).iterdir()] == [".unfinished"]
     done = [write_shard(i, pack(plan.shards[i]), job) for i in range(5)]
     out = Path(config.out)
     (out / "shard-00001.json").write_text("{")  # a record that cannot be read
@@ -176,4 +204,20 @@ def test_driver_killed_three_times_loses_and_repeats_no_row(tmp_path: Path) -> N
     assert last.returncode == 0, last.stderr
     assert " shards are there already" in last.stdout
     print(f"{kept} of {read_manifest(config.out).rows} shards were there when the driver was killed")
+    check_complete(config, count)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_node_killed_half_way_costs_no_row(tmp_path: Path) -> None:
+    """Its tasks run again on the node that is left."""
+    count = 80
+    config = make_images(tmp_path, count)
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-c", LOSE_A_NODE, str(config.annotations), str(config.images), str(config.out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines.index("lost a node") < len(lines) - 1
+    assert lines[-1] == f"rows {count} nodes 2"
     check_complete(config, count)
