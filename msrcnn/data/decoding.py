@@ -20,9 +20,11 @@ class ImageError(InputError):
     """One image cannot be used: `reason` is its kind, `detail` says what is wrong with it."""
 
     def __init__(self, where: str, reason: Reason, detail: str, remedy: str) -> None:
-        super().__init__(f"{where}: {detail}; {remedy}")
-        self.reason = reason
-        self.detail = detail
+        super().__init__(where, reason, detail, remedy)  # all of it, so that it can be sent between processes
+        self.where, self.reason, self.detail, self.remedy = where, reason, detail, remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}; {self.remedy}"
 
 
 def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Image:

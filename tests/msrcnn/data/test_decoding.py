@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zlib
 
@@ -188,3 +189,5 @@ def test_another_size_is_its_own_reason() -> None:
     with pytest.raises(ImageError, match="image 1: 30 x 20 pixels where 31 x 20 are stated") as caught:
         decoded(encode(Image.fromarray(picture()), "PNG"), HEIGHT, WIDTH + 1)
     assert caught.value.reason == Reason.IMAGE_SIZE
+    sent = pickle.loads(pickle.dumps(caught.value))  # as from a training worker to the driver
+    assert (type(sent), str(sent), sent.reason) == (ImageError, str(caught.value), Reason.IMAGE_SIZE)
