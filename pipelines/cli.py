@@ -35,7 +35,14 @@ def run_shapes(config: ShapesCommand) -> None:
 
 
 def run_shard(config: Any) -> None:
-    """`msrcnn shard`."""
+    """`msrcnn shard`, and its `--verify`."""
+    from pipelines.options import VerifyConfig
+
+    if isinstance(config, VerifyConfig):
+        from pipelines.verify import verify
+
+        verify(config)
+        return
     from pipelines.shard import shard
 
     report = shard(config)
@@ -74,7 +81,7 @@ class Verb:
 
 
 def _shard_options() -> type:
-    from pipelines.shard import ShardConfig
+    from pipelines.options import ShardConfig
 
     return ShardConfig
 
@@ -131,6 +138,14 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     options = VERBS[name].options()
+    flags = tyro.conf.FlagConversionOff
+    if name == "shard":  # its --strict and --verify take no value
+        flags = tyro.conf.FlagCreatePairsOff
+        if "--verify" in arguments:
+            from pipelines.options import VerifyConfig
+
+            options = VerifyConfig
+            arguments = [a for a in arguments if a != "--verify"]
     defaults = {}
     if name == "train":
         preset = find_preset(_value_of("--preset", arguments, PRESET))
@@ -140,7 +155,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         options,
         prog=f"msrcnn {name}",
         args=list(arguments),
-        config=(tyro.conf.FlagConversionOff,),
+        config=(flags,),
         **defaults,
     )
 

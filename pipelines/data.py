@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import InspectConfig
+from pipelines.part_records import REJECTED
 from pipelines.reading import row_groups
-from pipelines.shard import REJECTED
+from pipelines.storage import locate, open_parquet
 
 WIDTH = 100
 CLASSES_SHOWN = 100
@@ -48,7 +48,7 @@ def read_columns(manifest: Manifest) -> Columns:
     """Reads all columns but the images and the masks: some bytes an instance, whatever the images weigh."""
 
     def read(path: str) -> Columns:
-        table = pq.ParquetFile(path).read(columns=COLUMNS)
+        table = open_parquet(path).read(columns=COLUMNS)
         instances = pa.chunked_array(table["instances"].chunks, table["instances"].type)
         flat = pa.Table.from_struct_array(pc.list_flatten(instances))
         return Columns(
@@ -75,6 +75,9 @@ def data_lines(manifest: Manifest, columns: Columns) -> Iterable[str]:
     yield from size_lines(columns)
     yield class_table(manifest, columns)
     yield from rejected_lines(manifest)
+    if manifest.corrected:
+        counted = ", ".join(f"{count} x {kind}" for kind, count in sorted(manifest.corrected.items()))
+        yield f"corrected when sharding: {counted}"
 
 
 def spread(values: np.ndarray) -> str:
@@ -142,9 +145,9 @@ def rejected_lines(manifest: Manifest) -> Iterable[str]:
         return
     counted = ", ".join(f"{count} x {reason}" for reason, count in sorted(manifest.rejected.items()))
     yield f"set aside when sharding: {counted}"
-    path = manifest.folder / REJECTED
-    if path.is_file():
-        rows = pq.read_table(path).slice(0, REJECTED_SHOWN).to_pylist()
+    path = locate(manifest.folder) / REJECTED
+    if path.size() is not None:
+        rows = open_parquet(path.url).read().slice(0, REJECTED_SHOWN).to_pylist()
         for row in rows:
             ids = {"image": row["image_id"], "annotation": row["annotation_id"]}
             where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)

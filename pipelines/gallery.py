@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from msrcnn.data.batching import decode_image
+from msrcnn.data.decoding import decode_image
 from msrcnn.rle import decode_crop
 from pipelines.manifest import Manifest, written_aside
 from pipelines.reading import RowGroup, read_rows
@@ -52,7 +52,8 @@ def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, s
 
 def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:
     """One shard row as a cell: the image fitted in, masks filled and outlined by class, crowds hatched, names."""
-    pixels = np.asarray(decode_image(row["image"], f"image {row['image_id']}")).astype(np.float32)  # [H, W, 3]
+    image = decode_image(row["image"], row["height"], row["width"], f"image {row['image_id']}")
+    pixels = np.asarray(image).astype(np.float32)  # [H, W, 3]
     instances = sorted(row["instances"], key=lambda i: -i["area"])  # small ones on top
     for instance in instances:
         paint(pixels, instance, row["height"])

@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msrcnn.errors import InputError
 from pipelines.schema import SHARD_VERSION, Category, ShardMeta
+from pipelines.storage import Place, locate
 
 MANIFEST = "manifest.json"
 
@@ -34,20 +35,22 @@ class Manifest:
     """A finished data set.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies: a local path or a URL.
         name: of the data set.
         categories: in the order of their numbers 1..C.
         parts: its shards, in order.
         rejected: how many images and annotations were set aside, by reason.
-        source: where the rows came from: annotation file, image folder, seed.
+        source: where the rows came from: annotation file, image folder, what the plan of the shards is bound to.
+        corrected: how many boxes and areas of the annotation file its masks contradicted, by kind.
     """
 
-    folder: Path
+    folder: Place
     name: str
     categories: tuple[Category, ...]
     parts: tuple[Part, ...]
     rejected: dict[str, int]
     source: dict[str, Any]
+    corrected: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -66,8 +69,9 @@ class Manifest:
 
     @property
     def paths(self) -> list[str]:
-        """The shards' full paths, in order."""
-        return [str(self.folder / part.file) for part in self.parts]
+        """The shards' full paths or URLs, in order; `pipelines.storage.open_parquet` opens them."""
+        folder = locate(self.folder)
+        return [(folder / part.file).url for part in self.parts]
 
     @property
     def fingerprint(self) -> str:
@@ -83,45 +87,62 @@ def write_manifest(manifest: Manifest) -> None:
         "categories": [asdict(category) for category in manifest.categories],
         "totals": {"rows": manifest.rows, "instances": manifest.instances, "bytes": manifest.bytes},
         "rejected": manifest.rejected,
+        "corrected": manifest.corrected,
         "source": manifest.source,
         "parts": [asdict(part) for part in manifest.parts],
     }
-    with written_aside(manifest.folder / MANIFEST) as aside:
-        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    (locate(manifest.folder) / MANIFEST).write((json.dumps(value, indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """Reads a finished data set's manifest and checks that its shards are there in their full size.
+
+    Args:
+        folder: a local path or a URL.
 
     Raises:
         InputError: there is no manifest, it cannot be read, or a shard is missing or cut short.
     """
-    folder = Path(folder).absolute()
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder}: no {MANIFEST}; make shards with `msrcnn shard`")
+    manifest = load_manifest(folder)
+    for part, problem in broken_sizes(manifest):
+        where = locate(folder) / part.file
+        raise InputError(f"{where}: {problem}; copy the whole folder again or make it again with `msrcnn shard`")
+    return manifest
+
+
+def load_manifest(folder: Place) -> Manifest:
+    """Reads the manifest alone.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    place = locate(folder)
+    path = place / MANIFEST
     try:
-        value = json.loads(path.read_bytes())
+        if path.size() is None:
+            raise InputError(f"{place}: no {MANIFEST}; make shards with `msrcnn shard`")
+        value = json.loads(path.read())
         # Through the shards' own metadata class, so that versions are checked in one place.
         categories = [[entry["number"], entry["source_id"], entry["name"]] for entry in value["categories"]]
         described = {"name": value["name"], "version": value["version"], "categories": categories}
         meta = ShardMeta.from_metadata({b"msrcnn.shard": json.dumps(described).encode()}, str(path))
         parts = tuple(Part(**part) for part in value["parts"])
-        manifest = Manifest(folder, meta.name, meta.categories, parts, value["rejected"], value["source"])
+        counts = value["rejected"], value["source"], value.get("corrected", {})
+        return Manifest(place, meta.name, meta.categories, parts, *counts)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
         raise InputError(f"{path}: not a manifest of shards ({reason}); make them again with `msrcnn shard`") from error
-    _check_parts(folder, parts)
-    return manifest
 
 
-def _check_parts(folder: Path, parts: Sequence[Part]) -> None:
-    for part in parts:
-        shard = folder / part.file
-        size = shard.stat().st_size if shard.is_file() else None
-        if size != part.bytes:
-            found = "missing" if size is None else f"{size} bytes, the manifest says {part.bytes}"
-            raise InputError(f"{shard}: {found}; copy the whole folder again or make it again with `msrcnn shard`")
+def broken_sizes(manifest: Manifest) -> Iterator[tuple[Part, str]]:
+    """The shards that are missing or have another size than the manifest says, and what is wrong."""
+    found = locate(manifest.folder).list()
+    for part in manifest.parts:
+        size = found.get(part.file)
+        if size is None:
+            yield part, "missing"
+        elif size != part.bytes:
+            yield part, f"{size} bytes, the manifest says {part.bytes}"
 
 
 @contextmanager

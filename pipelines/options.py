@@ -1,4 +1,4 @@
-"""The options of `msrcnn train`, `evaluate` and `data`. Imports neither torch nor Ray: `--help` must not wait."""
+"""The options of `msrcnn shard`, `train`, `evaluate`, `data`. Imports neither torch nor Ray: `--help` must not wait."""
 
 from __future__ import annotations
 
@@ -11,11 +11,52 @@ from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
 
 
 @dataclass(frozen=True)
+class ShardConfig:
+    """Turn COCO annotations and images into Parquet shards. The same command again goes on where it stopped.
+
+    `msrcnn shard --verify --out OUT` instead checks the shards that are there. Annotations, images and out are local
+    paths or URLs: s3://, gs://, whatever fsspec knows.
+    """
+
+    annotations: str | Path
+    """COCO annotation file (JSON)"""
+    images: str | Path
+    """the folder that the file's image names start from; on a cluster every node must see it"""
+    out: str | Path
+    """folder for the shards, made if absent; on a cluster every node must see it"""
+    shard_mb: int = 64
+    """about how many megabytes of images a shard holds"""
+    row_group: int = 64
+    """images in a Parquet row group, what is read at once"""
+    seed: int = 0
+    """of the order in which the images are written"""
+    name: str = ""
+    """of the data set; the annotation file's name without its ending if empty"""
+    strict: bool = False
+    """fail, and leave nothing behind, where an image or annotation would be set aside"""
+    address: str | None = None
+    """Ray cluster to join; a local Ray if absent"""
+
+    def __post_init__(self) -> None:
+        require(self.shard_mb >= 1, "--shard-mb", self.shard_mb, "at least 1")
+        require(self.row_group >= 1, "--row-group", self.row_group, "at least 1")
+        require(self.seed >= 0, "--seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check every shard of a finished data set: size, SHA-256, rows, schema."""
+
+    out: str | Path
+    """folder that `msrcnn shard` made; a local path or a URL"""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Train on shards. The same command again goes on where it stopped."""
 
-    shards: Path
-    """folder that `msrcnn shard` made"""
+    shards: str | Path
+    """folder that `msrcnn shard` made; a local path or a URL"""
     run: Path
     """run directory: checkpoints, metrics, the final model; on a cluster every node must see it"""
     preset: str = "r18-fpn"
@@ -55,8 +96,8 @@ class EvaluateConfig:
 
     model: Path
     """run directory of a finished training, or a model file"""
-    shards: Path
-    """folder that `msrcnn shard` made"""
+    shards: str | Path
+    """folder that `msrcnn shard` made; a local path or a URL"""
     out: Path
     """folder for the detection rows (Parquet) and the numbers (summary.json)"""
     batch: int = 8
@@ -86,8 +127,8 @@ class EvaluateConfig:
 class InspectConfig:
     """Count what is in a folder of shards."""
 
-    shards: tyro.conf.Positional[Path]
-    """folder that `msrcnn shard` made"""
+    shards: tyro.conf.Positional[str | Path]
+    """folder that `msrcnn shard` made; a local path or a URL"""
     gallery: int = 0
     """draw this many images with their masks on one sheet"""
     out: Path = Path("gallery.png")

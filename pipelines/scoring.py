@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import pyarrow.parquet as pq
 
 from msrcnn.metrics.coco_ap import APReport, CocoAP
 from msrcnn.metrics.maskiou import MaskIoUStats, ScoreBin, maskiou_stats, score_bins, true_maskiou
 from msrcnn.rows import ImageDetections, ImageTruth
 from pipelines.ingest import truths_of
 from pipelines.manifest import Manifest
+from pipelines.storage import open_parquet
 
 TRUTH_COLUMNS = ["image_id", "height", "width", "instances"]
 
@@ -84,7 +84,7 @@ def score(manifest: Manifest, detections: pa.Table, bootstrap: int, seed: int) -
     predicted, classes, true = [], [], []
     total = 0
     for path in manifest.paths:
-        for batch in pq.ParquetFile(path).iter_batches(columns=TRUTH_COLUMNS):
+        for batch in open_parquet(path).iter_batches(columns=TRUTH_COLUMNS):
             truths: list[ImageTruth] = truths_of(pa.Table.from_batches([batch]))
             total += len(truths)
             present = [found[t.image_id] for t in truths if t.image_id in found]

@@ -1,225 +1,222 @@
-"""`msrcnn shard`: a COCO annotation file and its images become Parquet shards, as a Ray Data job."""
+"""`msrcnn shard`: a COCO annotation file and its images become Parquet shards, a Ray task each."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.session import connect
+from msrcnn.data.rejected import Rejected
 from msrcnn.errors import InputError
+from pipelines.manifest import MANIFEST, Manifest, load_manifest, read_manifest, write_manifest
+from pipelines.options import ShardConfig
+from pipelines.part_records import REJECTED, PartRecord, begin, counted, discard, is_foreign, remove_records
+from pipelines.progress import duration
+from pipelines.shard_job import WriteJob, pack, write_shard
+from pipelines.shard_plan import Plan, make_plan
+from pipelines.storage import Location, explained, locate
 
-if TYPE_CHECKING:  # imported where they are used: the command line's --help must not wait for Arrow
-    from msrcnn.data.coco import CocoDataset, ImageRecord
-    from msrcnn.data.rejected import Rejected
-    from pipelines.manifest import Part
-    from pipelines.shard_job import WriteJob
-
-REJECTED = "rejected.parquet"
 PROGRESS_SECONDS = 5.0
-UNFINISHED = ".unfinished"
-"""Marks a folder in which a sharding that was killed left files, which the next may replace."""
-
-
-@dataclass(frozen=True)
-class ShardConfig:
-    """What to shard, and how.
-
-    Attributes:
-        annotations: COCO annotation file (JSON).
-        images: the folder that the file's image names start from.
-        out: the folder for the shards; made if absent. On a cluster every node must see it and the images.
-        shard_mb: about how many megabytes of images a shard holds.
-        row_group: images in a Parquet row group, what is read at once.
-        seed: of the order in which the images are written.
-        name: of the data set; the annotation file's name without its ending if empty.
-        address: the Ray cluster to join; a local Ray if absent.
-    """
-
-    annotations: Path
-    images: Path
-    out: Path
-    shard_mb: int = 64
-    row_group: int = 64
-    seed: int = 0
-    name: str = ""
-    address: str | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("shard_mb", "row_group"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} is {getattr(self, field)}; expected a whole number from 1 on")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected a whole number from 0 on")
+MIN_IN_FLIGHT = 64
+"""Tasks that are submitted at least, each with its annotations: a cluster that grows on demand must see the demand."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What sharding did: images, instances and bytes written, and how many were set aside, by reason."""
+    """The finished data set: images, instances and bytes, how many were set aside or corrected, by reason."""
 
-    out: Path
+    out: str
     name: str
     shards: int
     rows: int
     instances: int
     bytes: int
     rejected: dict[str, int]
+    corrected: dict[str, int]
     seconds: float
 
 
 def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardReport:
     """Turns a COCO data set into Parquet shards (`pipelines.schema.SHARD_ROW`).
 
-    The driver reads the annotation file and plans the shards; tasks all over the cluster read and check the
-    images and write. `rejected.parquet` (only if anything was set aside) and `manifest.json` come last. An
-    earlier unfinished attempt in the folder is replaced.
+    The driver reads the annotation file, lists the images and plans the shards; tasks all over the cluster read and
+    check the images and write. `rejected.parquet` (only if anything was set aside) and `manifest.json` come last. What
+    an earlier attempt finished of the same plan is kept; the folder of a failed or interrupted one can be continued.
 
     Raises:
-        InputError: the input cannot be used, or `out` already holds a data set; nothing is written then.
+        InputError: the input cannot be used, the storage fails, `out` holds something else, or `strict` and something
+            would be set aside.
     """
-    from cluster.session import connect
-    from msrcnn.data.coco import read_coco
-    from pipelines.manifest import Manifest, write_manifest
-    from pipelines.schema import Category, ShardMeta
-    from pipelines.shard_job import WriteJob, plan_shards, stat_images
-
     start = time.perf_counter()
-    out, images = config.out.absolute(), config.images.absolute()  # workers run in other directories
-    _check_folders(out, images)
-    dataset = read_coco(config.annotations)
-    found, missing = stat_images(dataset.images, images)
-    if not found:
-        _fail_unmatched(dataset, config, images)
-    plan = plan_shards(found, config.shard_mb, config.seed)
-    log(
-        f"{config.annotations}: {len(found)} images, {len(dataset.categories)} categories -> "
-        f"{len(plan)} shards in {out}"
-    )
-
-    categories = tuple(Category(i, c.source_id, c.name) for i, c in enumerate(dataset.categories, start=1))
-    meta = ShardMeta(config.name or config.annotations.stem, categories)
-    rejected = [*dataset.rejected, *missing]
-    with connect(config.address):
-        _prepare(out)
-        try:
-            parts, set_aside = _run(plan, WriteJob(str(images), str(out), meta, config.row_group), log)
-            rejected += set_aside
-            if not parts:
-                first = f"{set_aside[0].reason}: {set_aside[0].detail}"
-                raise InputError(f"{config.annotations}: none of its {len(found)} images can be used (first: {first})")
-            counts = _report_rejected(rejected, out, log)
-            source = {
-                "annotations": str(config.annotations.absolute()),
-                "images": str(images),
-                "seed": config.seed,
-            }
-            manifest = Manifest(out, meta.name, categories, tuple(parts), counts, source)
-            write_manifest(manifest)
-            (out / UNFINISHED).unlink()
-        except BaseException:
-            _remove_leftovers(out)
-            (out / UNFINISHED).unlink(missing_ok=True)
-            raise
-    seconds = time.perf_counter() - start
-    rows, instances, size = manifest.rows, manifest.instances, manifest.bytes
-    return ShardReport(out, meta.name, len(parts), rows, instances, size, counts, seconds)
-
-
-def _check_folders(out: Path, images: Path) -> None:
-    from pipelines.manifest import MANIFEST
-
-    if not images.is_dir():
+    out, images, annotations = locate(config.out), locate(config.images), locate(config.annotations)
+    if not images.is_folder():
         raise InputError(f"{images}: no such folder; give --images the folder that the image names start from")
-    if (out / MANIFEST).exists():
-        raise InputError(f"{out}: already holds {_held(out)}; choose another --out or delete it")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; choose a folder for --out")
-    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
-        raise InputError(f"{out}: is not empty; choose another --out")
-
-
-def _held(out: Path) -> str:
-    from pipelines.manifest import MANIFEST, read_manifest
-
+    held = _held(out)
+    plan = make_plan(config, annotations, images)
+    if held is not None:
+        return _already(held, plan, out, start, log)
+    if config.strict:
+        _check_strict(plan.rejected, annotations, "nothing was written")
+    total = sum(plan.images)
+    log(f"{annotations}: {total} images, {len(plan.meta.categories)} categories -> {len(plan.shards)} shards in {out}")
+    with connect(config.address):
+        done = begin(out, plan.source)
+        if done:
+            log(f"{len(done)} of {len(plan.shards)} shards are there already")
+        job = WriteJob(images, out, plan.meta, config.row_group, plan.source.fingerprint)
+        records = _run(plan, job, done, log)
     try:
-        return f"data set '{read_manifest(out).name}'"
-    except InputError:  # damaged, or not ours: still not to be overwritten
-        return f"an unreadable {MANIFEST}"
-
-
-def _fail_unmatched(dataset: CocoDataset, config: ShardConfig, images: Path) -> None:
-    expected = images / dataset.images[0].file_name
-    raise InputError(
-        f"{config.annotations}: none of its {len(dataset.images)} images is in {images}, for example "
-        f"{expected} does not exist; give --images the folder that the image names start from"
-    )
-
-
-def _prepare(out: Path) -> None:
-    """Makes the folder and removes what an unfinished attempt left."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / UNFINISHED).touch()
-        _remove_leftovers(out)
+        manifest = _finish(config, plan, records, log)
     except OSError as error:
-        raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
+        raise InputError(
+            f"{out}: cannot be written ({explained(error)}); put that right and give the same command again"
+        ) from error
+    return _report(manifest, start)
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Removes what a sharding writes, whole or in part, and nothing else that may lie there."""
-    ours = re.compile(r"(shard-\d{5,}\.parquet|rejected\.parquet|manifest\.json)(\.tmp-\w+)?")
-    for path in out.iterdir():
-        if ours.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+def _finish(config: ShardConfig, plan: Plan, records: Sequence[PartRecord], log: Callable[[str], None]) -> Manifest:
+    """Joins the part records to the manifest, which makes the data set finished; nothing is kept if it may not be."""
+    out, images, annotations = locate(config.out), locate(config.images), locate(config.annotations)
+    rejected = [*plan.rejected, *(entry for record in records for entry in record.rejected)]
+    parts = tuple(record.part for record in records if record.part)
+    try:
+        if config.strict:
+            _check_strict(rejected, annotations, "nothing was kept")
+        if not parts:
+            example = f"{rejected[-1].reason}: {rejected[-1].detail}"
+            total = sum(record.images for record in records)
+            raise InputError(f"{annotations}: none of its {total} images can be used (for example {example})")
+    except InputError:
+        discard(out)
+        raise
+    source = {"annotations": str(annotations), "images": str(images), "plan": asdict(plan.source)}
+    counts = _report_rejected(rejected, out, log)
+    corrected = _report_corrected(records, log)
+    manifest = Manifest(out, plan.meta.name, plan.meta.categories, parts, counts, source, corrected)
+    write_manifest(manifest)
+    remove_records(out)
+    return manifest
 
 
-def _run(
-    plan: Sequence[Sequence[ImageRecord]], job: WriteJob, log: Callable[[str], None]
-) -> tuple[list[Part], list[Rejected]]:
-    """Writes all shards on the cluster, a task each, and logs how far it is."""
-    import ray.data
-
-    from pipelines.shard_job import pack, unpack, write_shard
-
-    items = [pack(index, records) for index, records in enumerate(plan)]
-    results = ray.data.from_items(items, override_num_blocks=len(items)).map(partial(write_shard, job=job))
-    total = sum(len(records) for records in plan)
-    parts: list[Part] = []
-    rejected: list[Rejected] = []
-    done, start = 0, time.perf_counter()
-    logged = start
-    for row in results.iter_rows():
-        written = unpack(row)
-        parts += [written.part] if written.part else []
-        rejected += written.rejected
-        done += written.images
-        now = time.perf_counter()
-        if now - logged >= PROGRESS_SECONDS or done == total:
-            rate = done / (now - start)
-            log(f"{done}/{total} images, {rate:.0f} images/s, {(total - done) / rate:.0f} s left")
-            logged = now
-    return sorted(parts, key=lambda part: part.file), rejected
+def _held(out: Location) -> Manifest | None:
+    """What is finished in the folder."""
+    try:
+        there = out.list()
+    except NotADirectoryError as error:
+        raise InputError(f"{out}: is a file; choose a folder for --out") from error
+    except OSError as error:
+        raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
+    if MANIFEST not in there:
+        if is_foreign(there):
+            raise InputError(f"{out}: is not empty; choose another --out")
+        return None
+    try:
+        return load_manifest(out)
+    except InputError as error:
+        raise InputError(f"{out}: already holds an unreadable {MANIFEST}; choose another --out or delete it") from error
 
 
-def _report_rejected(rejected: Sequence[Rejected], out: Path, log: Callable[[str], None]) -> dict[str, int]:
-    """Writes `rejected.parquet` and says in a line a reason what is in it; counts by reason."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _already(held: Manifest, plan: Plan, out: Location, start: float, log: Callable[[str], None]) -> ShardReport:
+    """For a folder that is finished: nothing to do, if it is what the plan would make."""
+    known = held.source.get("plan")
+    different = plan.source.differences(known) if isinstance(known, dict) else "what it was made from is not recorded"
+    if different:
+        raise InputError(
+            f"{out}: already holds data set '{held.name}'; choose another --out or delete it ({different})"
+        )
+    manifest = read_manifest(out)
+    remove_records(out)  # of a sharding that was killed after its manifest
+    log(f"{out}: already sharded, nothing to do")
+    return _report(manifest, start)
 
-    from pipelines.manifest import written_aside
 
+def _check_strict(rejected: Sequence[Rejected], annotations: Location, outcome: str) -> None:
+    if rejected:
+        counts = ", ".join(f"{len(entries)} x {reason}" for reason, entries in _by_reason(rejected).items())
+        raise InputError(f"{annotations}: {counts} (first: {_describe(rejected[0])}); {outcome}, because of --strict")
+
+
+def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[str], None]) -> list[PartRecord]:
+    """Writes the shards that are not there on the cluster, a task each, and logs how far it is; all part records.
+
+    A task's annotations are packed when it is submitted and then dropped here.
+    """
+    import ray
+
+    write = ray.remote(write_shard).options(scheduling_strategy="SPREAD")
+    shared = ray.put(job)
+    records = dict(done)
+    sizes = plan.images
+    waiting = [index for index in reversed(range(len(sizes))) if index not in done]
+    total, finished = sum(sizes[index] for index in waiting), 0
+    running: dict[Any, int] = {}
+    start = logged = time.perf_counter()
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(MIN_IN_FLIGHT, 2 * int(ray.cluster_resources().get("CPU", 0))):
+                index = waiting.pop()
+                running[write.remote(index, pack(plan.shards[index]), shared)] = index
+                plan.shards[index] = []
+            for reference in ray.wait(list(running), timeout=PROGRESS_SECONDS)[0]:
+                index = running.pop(reference)
+                records[index] = _result(reference, index)
+                finished += sizes[index]
+            now = time.perf_counter()
+            if finished and (now - logged >= PROGRESS_SECONDS or not running):
+                rate = finished / (now - start)
+                left = duration((total - finished) / rate)
+                log(f"{finished}/{total} images, {rate:.0f} images/s, {left} left")
+                logged = now
+    finally:
+        for reference in running:  # of a joined cluster, which lives on
+            with suppress(Exception):
+                ray.cancel(reference)
+    return [records[index] for index in sorted(records)]
+
+
+def _result(reference: Any, index: int) -> PartRecord:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from error
+        raise
+    except RayError as error:  # its process or its node died, more often than Ray tries again
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"shard {index}: its task was lost again and again ({type(error).__name__}: {reason}); give the same "
+            "command again to go on where it stopped"
+        ) from error
+
+
+def _by_reason(rejected: Sequence[Rejected]) -> dict[str, list[Rejected]]:
     by_reason: defaultdict[str, list[Rejected]] = defaultdict(list)
     for entry in rejected:
         by_reason[str(entry.reason)].append(entry)
-    for reason, entries in sorted(by_reason.items()):
-        first = entries[0]
-        ids = {"image": first.image_id, "annotation": first.annotation_id}
-        where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)
-        log(f"set aside: {len(entries)} x {reason} (first: {where + ': ' if where else ''}{first.detail})")
+    return dict(sorted(by_reason.items()))
+
+
+def _describe(entry: Rejected) -> str:
+    ids = {"image": entry.image_id, "annotation": entry.annotation_id}
+    where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)
+    return f"{where + ': ' if where else ''}{entry.detail}"
+
+
+def _report_rejected(rejected: Sequence[Rejected], out: Location, log: Callable[[str], None]) -> dict[str, int]:
+    """Writes `rejected.parquet` and says in a line a reason what is in it; counts by reason."""
+    by_reason = _by_reason(rejected)
+    for reason, entries in by_reason.items():
+        log(f"set aside: {len(entries)} x {reason} (first: {_describe(entries[0])})")
     if not rejected:
         return {}
     table = pa.table(
@@ -230,7 +227,22 @@ def _report_rejected(rejected: Sequence[Rejected], out: Path, log: Callable[[str
             "detail": pa.array([entry.detail for entry in rejected], pa.string()),
         }
     )
-    with written_aside(out / REJECTED) as aside:
-        pq.write_table(table, aside)
+    with (out / REJECTED).writing() as sink:
+        pq.write_table(table, sink)
     log(f"all {len(rejected)} are listed in {out / REJECTED}")
-    return {reason: len(entries) for reason, entries in sorted(by_reason.items())}
+    return {reason: len(entries) for reason, entries in by_reason.items()}
+
+
+def _report_corrected(records: Sequence[PartRecord], log: Callable[[str], None]) -> dict[str, int]:
+    """Says in a line a kind what was computed anew; counts by kind."""
+    found = counted(records)
+    for kind, entry in found.items():
+        log(f"corrected: {entry.count} x {kind}, now the mask's (first: {entry.first})")
+    return {kind: entry.count for kind, entry in found.items()}
+
+
+def _report(manifest: Manifest, start: float) -> ShardReport:
+    return ShardReport(
+        str(manifest.folder), manifest.name, len(manifest.parts), manifest.rows, manifest.instances, manifest.bytes,
+        manifest.rejected, manifest.corrected, time.perf_counter() - start,
+    )  # fmt: skip

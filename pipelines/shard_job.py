@@ -1,30 +1,27 @@
-"""What sharding does on the cluster: the plan, a row for each shard, and the task that writes a shard."""
+"""What sharding does on the cluster: the task that reads and checks the images of a shard and writes it."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from msrcnn.data.coco import ImageRecord, read_instance
+from msrcnn.data.corrections import corrections
+from msrcnn.data.decoding import ImageError, decode_image
 from msrcnn.data.rejected import AnnotationError, Reason, Rejected
-from pipelines.manifest import Part, written_aside
+from msrcnn.errors import InputError
+from pipelines.manifest import Part
+from pipelines.part_records import Corrected, PartRecord, shard_name, write_record
 from pipelines.schema import INSTANCE, SHARD_ROW, ShardMeta
+from pipelines.shard_plan import losing
+from pipelines.storage import Location, explained
 
-MIN_SHARDS = 4
-"""A data set of `SPREAD_IMAGES` images or more makes at least this many shards: workers share by shards."""
-SPREAD_IMAGES = 256
 ROW_GROUP_BYTES = 64 * 2**20
 """A row group ends early at this size: it bounds a task's memory when the images are large."""
 
@@ -38,169 +35,138 @@ CODECS = {"file_name": "zstd"} | {
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What every writing task needs: absolute folders of images and shards, the data set, rows a group."""
+    """What every writing task needs: the folders, the data set, rows a group, the plan's fingerprint."""
 
-    images: str
-    out: str
+    images: Location
+    out: Location
     meta: ShardMeta
     row_group: int
+    plan: str
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a writing task did: the finished shard (None if it would have no row) and what it set aside."""
+@dataclass
+class Notes:
+    """What a task notes while it goes through its images."""
 
-    part: Part | None
-    images: int
-    rejected: tuple[Rejected, ...]
+    rejected: list[Rejected] = field(default_factory=list)
+    corrected: dict[str, Corrected] = field(default_factory=dict)
 
-
-def stat_images(records: Sequence[ImageRecord], folder: Path) -> tuple[list[tuple[ImageRecord, int]], list[Rejected]]:
-    """The records whose file exists, each with its size in bytes, and the others as rejected."""
-
-    def size(record: ImageRecord) -> int | None:
-        path = folder / record.file_name
-        try:
-            return path.stat().st_size if path.is_file() else None
-        except (OSError, ValueError):  # a name that no file system takes
-            return None
-
-    with ThreadPoolExecutor(16) as pool:  # each call waits, for a network file system perhaps milliseconds
-        sizes = list(pool.map(size, records))
-    found = [(record, size) for record, size in zip(records, sizes, strict=True) if size is not None]
-    missing = [
-        Rejected(Reason.IMAGE_MISSING, f"{folder / record.file_name}{_losing(record)}", record.image_id)
-        for record, size in zip(records, sizes, strict=True)
-        if size is None
-    ]
-    return found, missing
+    def correct(self, kind: str, detail: str) -> None:
+        """Counts a box or an area that its mask contradicts."""
+        before = self.corrected.get(kind)
+        self.corrected[kind] = Corrected(before.count + 1, before.first) if before else Corrected(1, detail)
 
 
-def plan_shards(found: Sequence[tuple[ImageRecord, int]], shard_mb: int, seed: int) -> list[list[ImageRecord]]:
-    """Which images go into which shard, in which order: a function of images, size and seed alone.
+def pack(records: Sequence[ImageRecord]) -> bytes:
+    """The images of a shard as a task takes them: annotations, no pixels."""
+    fields = [(r.image_id, r.file_name, r.height, r.width, r.annotations) for r in records]
+    return json.dumps(fields, separators=(",", ":")).encode()
 
-    The images, sorted by id, are shuffled and cut where the running sum of bytes passes equal fractions of
-    the total. There are as many shards as `shard_mb` megabytes ask for, at least `MIN_SHARDS` from
-    `SPREAD_IMAGES` images on, and never an empty one.
+
+def write_shard(shard: int, payload: bytes, job: WriteJob) -> PartRecord:
+    """Writes one shard of the plan, and its part record when the shard is in place.
+
+    Running it twice gives the same files.
+
+    Args:
+        shard: its number.
+        payload: its images, from `pack`.
+        job: everything else.
+
+    Raises:
+        InputError: the storage of images or shards fails for another reason than a missing image.
     """
-    ordered = sorted(found, key=lambda pair: pair[0].image_id)
-    shuffled = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
-    sizes = np.array([max(size, 1) for _, size in shuffled], dtype=np.int64)
-    total = int(sizes.sum())
-    least = MIN_SHARDS if len(shuffled) >= SPREAD_IMAGES else 1
-    count = max(-(-total // (shard_mb * 10**6)), least)
-    middles = np.cumsum(sizes) - sizes / 2
-    shard_of = np.minimum((middles * count / total).astype(np.int64), count - 1)
-    shards: dict[int, list[ImageRecord]] = {}
-    for (record, _), shard in zip(shuffled, shard_of.tolist(), strict=True):
-        shards.setdefault(shard, []).append(record)
-    return list(shards.values())
+    records = [ImageRecord(i, name, h, w, tuple(found)) for i, name, h, w, found in json.loads(payload)]
+    notes = Notes()
+    path = job.out / f"{shard_name(shard)}.parquet"
+    try:
+        part = _write_parquet(path, _rows(records, job, notes), job)
+        record = PartRecord(job.plan, shard, len(records), part, tuple(notes.rejected), notes.corrected)
+        write_record(job.out, record)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({explained(error)}); put that right and give the same command again: it goes "
+            "on where this one stopped"
+        ) from error
+    return record
 
 
-def pack(index: int, records: Sequence[ImageRecord]) -> dict[str, Any]:
-    """One plan row: small enough for the object store, since it holds annotations and no image."""
-    payload = json.dumps([asdict(record) for record in records], separators=(",", ":"))
-    return {"shard": index, "payload": payload.encode()}
-
-
-def write_shard(plan: dict[str, Any], job: WriteJob) -> dict[str, Any]:
-    """Writes one shard of the plan and returns what was done, packed (`unpack` reads it).
-
-    Until the last byte is there the file has another name. Running it twice gives the same file.
-    """
-    records = [
-        ImageRecord(**{**value, "annotations": tuple(value["annotations"])}) for value in json.loads(plan["payload"])
-    ]
-    rejected: list[Rejected] = []
-    path = Path(job.out) / f"shard-{plan['shard']:05d}.parquet"
-    part = _write_parquet(path, _rows(records, job, rejected), job)
-    value = {
-        "part": part and asdict(part),
-        "images": len(records),
-        "rejected": [asdict(entry) for entry in rejected],
-    }
-    return {"written": json.dumps(value).encode()}
-
-
-def unpack(row: Mapping[str, Any]) -> Written:
-    """Reads the result of `write_shard`."""
-    value = json.loads(row["written"])
-    part = Part(**value["part"]) if value["part"] else None
-    return Written(part, value["images"], tuple(Rejected(**entry) for entry in value["rejected"]))
-
-
-def _rows(records: Iterable[ImageRecord], job: WriteJob, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
-    """The good images as shard rows; the others go to `rejected`."""
+def _rows(records: Sequence[ImageRecord], job: WriteJob, notes: Notes) -> Iterator[dict[str, Any]]:
+    """The good images as shard rows; what is wrong goes to `notes`."""
     numbers = {category.source_id: category.number for category in job.meta.categories}
     for record in records:
-        path = Path(job.images) / record.file_name
         try:
-            image = path.read_bytes()
-        except OSError as error:
-            detail = f"{path}: {error.strerror}{_losing(record)}"
-            rejected.append(Rejected(Reason.IMAGE_MISSING, detail, record.image_id))
+            image = _read_image(job.images / record.file_name, record)
+        except ImageError as error:
+            notes.rejected.append(
+                Rejected(error.reason, f"{record.file_name}: {error.detail}{losing(record)}", record.image_id)
+            )
             continue
-        problem = image_problem(image, record.height, record.width)
-        if problem:
-            reason, detail = problem
-            rejected.append(Rejected(reason, f"{path}: {detail}{_losing(record)}", record.image_id))
-            continue
-        instances = []
-        for annotation in record.annotations:
-            try:
-                instances.append(asdict(read_instance(annotation, record.height, record.width, numbers)))
-            except AnnotationError as error:
-                rejected.append(Rejected(error.reason, error.detail, record.image_id, annotation["id"]))
-        row = asdict(record)
-        del row["annotations"]
-        yield {**row, "image": image, "instances": instances}
+        yield {
+            "image_id": record.image_id,
+            "file_name": record.file_name,
+            "height": record.height,
+            "width": record.width,
+            "image": image,
+            "instances": list(_instances(record, numbers, notes)),
+        }
 
 
-def image_problem(data: bytes, height: int, width: int) -> tuple[Reason, str] | None:
-    """Why the encoded image cannot be used, or None; decodes all of it."""
+def _read_image(path: Location, record: ImageRecord) -> bytes:
+    """The encoded bytes of an image that can be decoded and has the stated size.
+
+    Raises:
+        ImageError: it is not there, may not be read, or cannot be used.
+        InputError: the storage fails. That is not the image's fault, so it is not set aside.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata, large images: not this function's question
-            with Image.open(io.BytesIO(data)) as image:
-                if image.size != (width, height):
-                    found = f"{image.width}x{image.height}"
-                    return Reason.IMAGE_SIZE, f"{found} pixels, the annotation file says {width}x{height}"
-                image.load()
-    except UnidentifiedImageError:
-        return Reason.IMAGE_UNDECODABLE, "no known image format"
-    except Exception as error:  # broken files make decoders raise a dozen kinds, from OSError to SyntaxError
-        return Reason.IMAGE_UNDECODABLE, str(error).split("\n")[0] or type(error).__name__
-    return None
+        image = path.read()
+    except (FileNotFoundError, PermissionError) as error:
+        raise ImageError(str(path), Reason.IMAGE_MISSING, explained(error), "") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({explained(error)}); give the same command again to go on where it stopped"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata, large images: not the question here
+        decode_image(image, record.height, record.width, str(path))
+    return image
 
 
-def _losing(record: ImageRecord) -> str:
-    """What goes with a rejected image."""
-    return f" (with {len(record.annotations)} annotations)" if record.annotations else ""
+def _instances(record: ImageRecord, numbers: dict[int, int], notes: Notes) -> Iterator[dict[str, Any]]:
+    for annotation in record.annotations:
+        try:
+            instance = read_instance(annotation, record.height, record.width, numbers)
+        except AnnotationError as error:
+            notes.rejected.append(Rejected(error.reason, error.detail, record.image_id, annotation["id"]))
+            continue
+        for kind, detail in corrections(annotation, instance):
+            notes.correct(kind, f"image {record.image_id}, annotation {instance.annotation_id}: {detail}")
+        yield asdict(instance)
 
 
-def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], job: WriteJob) -> Part | None:
+def _write_parquet(path: Location, rows: Iterator[dict[str, Any]], job: WriteJob) -> Part | None:
     """Writes the rows to `path`; None, and no file, if there are none."""
     first = next(rows, None)
     if first is None:
         return None
     schema = SHARD_ROW.with_metadata(job.meta.to_metadata())
     count = instances = 0
-    with written_aside(path) as aside:
-        with pq.ParquetWriter(
-            aside,
+    with (
+        path.writing() as sink,
+        pq.ParquetWriter(
+            sink,
             schema,
             compression=CODECS,
             use_dictionary=False,
             write_statistics=["image_id"],  # of the images they would be images in the footer
-        ) as writer:
-            for group in _groups(first, rows, job.row_group):
-                writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
-                count += len(group)
-                instances += sum(len(row["instances"]) for row in group)
-        with open(aside, "rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        size = aside.stat().st_size
-    return Part(path.name, count, instances, size, checksum)
+        ) as writer,
+    ):
+        for group in _groups(first, rows, job.row_group):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
+            count += len(group)
+            instances += sum(len(row["instances"]) for row in group)
+    return Part(path.name, count, instances, sink.bytes, sink.sha256)
 
 
 def _groups(first: dict[str, Any], rows: Iterator[dict[str, Any]], limit: int) -> Iterator[list[dict[str, Any]]]:

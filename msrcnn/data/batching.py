@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 
 from msrcnn.config import DataConfig
-from msrcnn.errors import InputError
+from msrcnn.data.decoding import decode_image
 from msrcnn.masks import pack_crops
 from msrcnn.rle import decode_crop
 from msrcnn.rows import ImageTruth
@@ -35,18 +34,6 @@ def draw(seed: int, epoch: int, image_id: int) -> int:
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK64
         value ^= value >> 31
     return value >> 1
-
-
-def decode_image(data: bytes, where: str) -> Image.Image:
-    """The decoded RGB image.
-
-    Raises:
-        InputError: the bytes are no image that pillow can read to the end; `where` names it.
-    """
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}: not a readable image ({error}); replace or remove it") from None
 
 
 def resized_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
@@ -93,7 +80,7 @@ def make_batch(
             them the batch is for testing: not mirrored, no targets.
 
     Raises:
-        InputError: an image cannot be decoded, or its size is not the one stated.
+        ImageError: an image cannot be decoded, or its size is not the one stated.
     """
     sizes = [resized_size(t.height, t.width, config) for t in truths]
     height, width = canvas_for(sizes, config)
@@ -102,10 +89,7 @@ def make_batch(
     draws = [0] * len(truths) if draws is None else draws
     flips = [training and config.flip and bool(d & 1) for d in draws]
     for b, (data, truth, (h, w)) in enumerate(zip(images, truths, sizes, strict=True)):
-        image = decode_image(data, f"image {truth.image_id}")
-        if image.size != (truth.width, truth.height):
-            raise InputError(f"image {truth.image_id}: {image.width} x {image.height} pixels where the row says "
-                             f"{truth.width} x {truth.height}; make the shards again")  # fmt: skip
+        image = decode_image(data, truth.height, truth.width, f"image {truth.image_id}")
         if (h, w) != (truth.height, truth.width):
             image = image.resize((w, h), Image.Resampling.BILINEAR)
         array = np.asarray(image)  # [h, w, 3]

@@ -1,13 +1,18 @@
 """The command line as a person meets it: in a process of its own."""
 
+import hashlib
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import VERBS, parse
+from pipelines.manifest import Manifest, Part, write_manifest
+from pipelines.options import VerifyConfig
+from pipelines.schema import SHARD_ROW, ShardMeta
 
 
 def msrcnn(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,6 +51,34 @@ def test_rows_of_the_papers_tables_by_letter_and_number():
     assert (model.maskiou.input, model.maskiou.target, model.selection.method) == ("d", 3, "hard")
 
 
+def test_sharding_has_flags_without_values():
+    arguments = ["--annotations", "s3://bucket/a.json", "--images", "i", "--out", "o"]
+    plain = parse("shard", arguments)
+    assert (plain.annotations, plain.strict) == ("s3://bucket/a.json", False)  # a Path would lose a slash
+    assert parse("shard", [*arguments, "--strict"]).strict
+    assert parse("shard", ["--verify", "--out", "o"]) == VerifyConfig("o")
+    assert parse("train", ["--shards", "s3://bucket/s", "--run", "r"]).shards == "s3://bucket/s"
+
+
+def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
+    """Two shards; the second one is damaged afterwards."""
+    parts = []
+    for name in ("shard-00000.parquet", "shard-00001.parquet"):
+        pq.write_table(SHARD_ROW.with_metadata(ShardMeta("x", ()).to_metadata()).empty_table(), tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        parts.append(Part(name, 0, 0, len(content), hashlib.sha256(content).hexdigest()))
+    write_manifest(Manifest(tmp_path, "x", (), tuple(parts), {}, {}))
+    whole = msrcnn("shard", "--verify", "--out", str(tmp_path))
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert "is whole: 2 shards, 0 images" in whole.stdout
+    (tmp_path / "shard-00001.parquet").write_bytes(content[:50])
+    broken = msrcnn("shard", "--out", str(tmp_path), "--verify")
+    assert broken.returncode == 2
+    assert broken.stdout == f"broken: shard-00001.parquet: 50 bytes, the manifest says {len(content)}\n"
+    assert broken.stderr.count("\n") == 1
+    assert "1 of 2 shards are broken" in broken.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -57,6 +90,9 @@ def test_rows_of_the_papers_tables_by_letter_and_number():
         (["evaluate", "--model", "m", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
         (["shapes", "--classes", "9", "--out", "o"], "shapes.classes = 9 is not accepted"),
         (["shard", "--annotations", "a.json", "--images", "i", "--out", "o"], "i: no such folder"),
+        (["shard", "--annotations", "a", "--images", "nosuch://i", "--out", "o"], "nosuch://i: no file system for it"),
+        (["shard", "--verify", "--out", "o"], "o: no manifest.json"),
+        (["train", "--shards", "nosuch://s", "--run", "r"], "nosuch://s: no file system for it"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, says):

@@ -60,7 +60,15 @@ def shards(tmp_path: Path) -> Path:
                 "detail": ["9.png", "part 0"]}  # fmt: skip
     pq.write_table(pa.table(rejected), folder / "rejected.parquet")
     write_manifest(
-        Manifest(folder, "little", CATEGORIES, tuple(parts), {"broken polygon": 1, "image file missing": 1}, {})
+        Manifest(
+            folder,
+            "little",
+            CATEGORIES,
+            tuple(parts),
+            {"broken polygon": 1, "image file missing": 1},
+            {},
+            {"area does not match the mask": 7},
+        )
     )
     return folder
 
@@ -90,6 +98,7 @@ def test_every_number_of_the_report(shards: Path) -> None:
     assert "set aside when sharding: 1 x broken polygon, 1 x image file missing" in lines
     assert "  image 9: image file missing: 9.png" in lines
     assert "  image 1, annotation 8: broken polygon: part 0" in lines
+    assert "corrected when sharding: 7 x area does not match the mask" in lines
 
 
 def test_the_gallery_shows_every_image_with_its_masks(shards: Path, tmp_path: Path) -> None:

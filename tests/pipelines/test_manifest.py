@@ -29,8 +29,16 @@ def test_manifest_comes_back_and_fingerprint_follows_content(tmp_path: Path) -> 
     assert (manifest.name, manifest.categories, manifest.rows) == ("little", CATEGORIES, 1)
     assert manifest.paths == [str(folder / "shard-00000.parquet")]
     assert (manifest.rejected, manifest.source) == ({"reason": 2}, {"seed": 0})
+    assert read_manifest(f"file://{folder}").paths == [f"file://{folder}/shard-00000.parquet"]
     assert manifest.fingerprint == read_manifest(finished(tmp_path / "b")).fingerprint
     assert manifest.fingerprint != read_manifest(finished(tmp_path / "c", b"other")).fingerprint
+
+
+def test_manifests_without_corrections_are_read(tmp_path: Path) -> None:
+    """As they were written before those were counted."""
+    path = finished(tmp_path / "set") / "manifest.json"
+    path.write_text(path.read_text().replace(' "corrected": {},\n', ""))
+    assert read_manifest(path.parent).corrected == {}
 
 
 def test_broken_manifests(tmp_path: Path) -> None:

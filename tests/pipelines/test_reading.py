@@ -7,16 +7,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.manifest import Manifest, Part
 from pipelines.reading import (
     ROUND_STEPS,
     Piece,
     RowGroup,
     epoch_groups,
     evaluation_rows,
+    read_rows,
     round_steps,
+    row_groups,
     training_plan,
     training_rows,
 )
+from pipelines.storage import locate
 
 BATCH = 12
 
@@ -109,6 +113,22 @@ def test_the_order_of_row_groups_follows_from_seed_and_epoch() -> None:
 def test_steps_of_a_round(batch: int, steps: int, want: int) -> None:
     assert round_steps(batch, steps) == want
     assert ROUND_STEPS == (8, 64)
+
+
+def test_row_groups_and_rows_behind_urls(tmp_path):
+    """fsspec's memory file system is as far from a local path as an object store."""
+    folder = locate(f"memory:/{tmp_path}")
+    table = pa.table({"image_id": range(40)})
+    for name in ("a", "b"):
+        with (folder / name).writing() as sink:
+            pq.write_table(table, sink, row_group_size=16)
+    parts = tuple(Part(name, 40, 0, 0, "") for name in ("a", "b"))
+    groups = row_groups(Manifest(folder.url, "x", (), parts, {}, {}))
+    assert [(g.path, g.index, g.rows) for g in groups] == [
+        (f"memory:/{tmp_path}/{name}", i, rows) for name in ("a", "b") for i, rows in enumerate((16, 16, 8))
+    ]
+    rows = read_rows([groups[1].path, groups[5].path], [1, 2])
+    assert rows["image_id"].to_pylist() == [*range(16, 32), *range(32, 40)]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
+from msrcnn.data.corrections import Correction
 from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest, read_manifest, write_manifest
+from pipelines.options import VerifyConfig
+from pipelines.part_records import begin
 from pipelines.schema import SHARD_ROW, Category, ShardMeta
 from pipelines.shard import ShardConfig, shard
-from pipelines.shard_job import MIN_SHARDS, SPREAD_IMAGES
+from pipelines.shard_plan import MIN_SHARDS, SPREAD_IMAGES, make_plan
+from pipelines.storage import locate, open_parquet
+from pipelines.verify import verify
 
 SIZE = (30, 40)  # height, width
 META = ShardMeta("little", (Category(1, 3, "cat"), Category(2, 17, "dog")))
@@ -87,7 +93,7 @@ def edit(config: ShardConfig, change: Any) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in read_manifest(folder).paths for row in pq.read_table(path).to_pylist()]
+    return [row for path in read_manifest(folder).paths for row in open_parquet(path).read().to_pylist()]
 
 
 def files_of(folder: Path) -> list[str]:
@@ -123,9 +129,9 @@ def check_rows(rows: list[dict[str, Any]], config: ShardConfig) -> int:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shard_mb": 0}, "shard_mb is 0; expected a whole number from 1 on"),
-        ({"row_group": -1}, "row_group is -1; expected"),
-        ({"seed": -1}, "seed is -1; expected a whole number from 0 on"),
+        ({"shard_mb": 0}, "--shard-mb = 0 is not accepted; it must be at least 1"),
+        ({"row_group": -1}, "--row-group = -1 is not accepted"),
+        ({"seed": -1}, "--seed = -1 is not accepted; it must be 0 or more"),
     ],
 )
 def test_options_out_of_range(little: ShardConfig, changes: dict[str, int], message: str) -> None:
@@ -172,26 +178,26 @@ def test_finished_data_set_is_not_overwritten(little: ShardConfig) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_little_data_set(little: ShardConfig) -> None:
-    little.out.mkdir()
-    for leftover in (
-        "shard-00007.parquet",
-        "shard-00000.parquet.tmp-0123456789ab",
-        "rejected.parquet",
-        "notes.txt",
-        ".unfinished",
-    ):
-        (little.out / leftover).write_text("from an attempt that was cut off")
     lines: list[str] = []
     report = shard(little, log=lines.append)
     assert (report.rows, report.instances, report.shards, report.rejected) == (12, 44, 1, {})
-    assert files_of(little.out) == ["manifest.json", "notes.txt", "shard-00000.parquet"]
+    assert report.corrected == {Correction.BOX: 44, Correction.AREA: 33}  # crowds' areas are not compared
+    assert "corrected: 44 x box does not match the mask, now the mask's (first: image " in "\n".join(lines)
+    assert any(line.startswith("12/12 images, ") for line in lines)
+    assert files_of(little.out) == ["manifest.json", "shard-00000.parquet"]
     assert check_rows(rows_of(little.out), little) == 44
     manifest = read_manifest(little.out)
     assert (manifest.name, manifest.categories) == ("little", META.categories)
+    assert manifest.corrected == report.corrected
+    lines.clear()
+    assert replace(shard(little, log=lines.append), seconds=0) == replace(report, seconds=0)
+    assert lines == [f"{little.out}: already sharded, nothing to do"]
+    with pytest.raises(InputError, match=r"already holds data set 'little'; .* \(seed 0, now 1\)$"):
+        shard(replace(little, seed=1), log=lines.append)
+    verify(VerifyConfig(little.out), lines.append)
     schema = pq.read_schema(manifest.paths[0])
     assert schema.equals(SHARD_ROW)
     assert ShardMeta.from_metadata(schema.metadata, "shard") == META
-    assert any(line.startswith("12/12 images, ") for line in lines)
 
     again = shard(replace(little, out=little.out.with_name("again")), log=lines.append)
     assert read_manifest(again.out).fingerprint == manifest.fingerprint
@@ -215,7 +221,7 @@ def test_what_is_wrong_is_set_aside_counted_and_told(little: ShardConfig) -> Non
     lines: list[str] = []
     report = shard(little, log=lines.append)
     assert report.rejected == {
-        Reason.UNKNOWN_CATEGORY: 1,
+        Reason.CATEGORY_ZERO: 1,
         Reason.UNKNOWN_IMAGE: 1,
         Reason.POLYGON: 1,
         Reason.DUPLICATE_IMAGE: 1,
@@ -240,7 +246,7 @@ def test_what_is_wrong_is_set_aside_counted_and_told(little: ShardConfig) -> Non
     )
     found = {(row["image_id"], row["annotation_id"], row["reason"]) for row in listed.to_pylist()}
     assert found == {
-        (1, 100, Reason.UNKNOWN_CATEGORY),
+        (1, 100, Reason.CATEGORY_ZERO),
         (77, 78, Reason.UNKNOWN_IMAGE),
         (1, 101, Reason.POLYGON),
         (2, None, Reason.DUPLICATE_IMAGE),
@@ -258,7 +264,7 @@ def test_no_usable_image_leaves_nothing(little: ShardConfig) -> None:
     for path in little.images.rglob("*.*"):
         path.write_bytes(b"broken")
     with pytest.raises(
-        InputError, match=r"none of its 12 images can be used \(first: image undecodable: .*\.(png|jpeg)"
+        InputError, match=r"none of its 12 images can be used \(for example image undecodable: .*\.(png|jpeg)"
     ):
         shard(little, log=lambda _: None)
     assert files_of(little.out) == []
@@ -266,18 +272,137 @@ def test_no_usable_image_leaves_nothing(little: ShardConfig) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_stopping_before_the_manifest_leaves_nothing(little: ShardConfig) -> None:
-    seen: list[list[str]] = []
+def test_every_kind_of_dirt_once_and_the_good_rows_intact(little: ShardConfig) -> None:
+    """Each image or annotation that is spoiled here is set aside for one reason; everything else is as it was."""
 
-    def stop(line: str) -> None:
-        if line.startswith("12/12 images"):
-            seen.append(files_of(little.out))
-            raise KeyboardInterrupt
+    def spoil(content: dict[str, Any]) -> None:
+        images, annotations = content["images"], {a["id"]: a for a in content["annotations"]}
+        images += [{**images[0], "id": 50, "file_name": "gone.png"}, dict(images[1])]
+        images += [{**images[0], "id": 51, "height": "30"}, {**images[0], "id": 52, "file_name": "sub/../1.png"}]
+        square = annotations[400]
+        content["annotations"] += [
+            {**square, "id": 9901, "image_id": 77}, {**square, "id": 9902, "category_id": 5}, dict(square),
+            {**square, "id": 9903, "category_id": 0}, "an annotation",
+        ]  # fmt: skip
+        size = list(SIZE)
+        for annotation_id, segmentation in {
+            400: [[1, 1, 9, 9]],
+            401: [[1, 1, float("nan"), 1, 9, 9]],
+            402: [[1, 1, float("inf"), 1, 9, 9]],
+            403: [[-20, -20, -10, -20, -10, -10]],
+            500: [[1, 1, 9e9, 1, 9, 9]],
+            501: {"size": SIZE[::-1], "counts": [1200]},
+            502: {"size": size, "counts": "0"},
+            503: {"size": size, "counts": [1200]},
+            600: {"size": size, "counts": [100, 50]},
+            601: None,
+        }.items():
+            annotations[annotation_id]["segmentation"] = segmentation
 
-    with pytest.raises(KeyboardInterrupt):
-        shard(little, log=stop)
-    assert seen == [[".unfinished", "shard-00000.parquet"]]
+    def write(name: str, content: bytes) -> None:
+        (little.images / name).write_bytes(content)
+
+    edit(little, spoil)
+    write("2.jpeg", b"<html>404 not found</html>")
+    write("7.png", encoded("png", 7)[:900])
+    write("8.jpeg", b"")
+    write("10.jpeg", encoded("jpeg", 10, SIZE[::-1]))
+    report = shard(little, log=lambda _: None)
+    spoiled = {
+        Reason.IMAGE_RECORD: [51], Reason.DUPLICATE_IMAGE: [2], Reason.IMAGE_MISSING: [50],
+        Reason.IMAGE_UNDECODABLE: [2], Reason.IMAGE_TRUNCATED: [7, 8], Reason.IMAGE_SIZE: [10],
+        Reason.ANNOTATION_RECORD: [None, 601], Reason.DUPLICATE_ANNOTATION: [400], Reason.UNKNOWN_IMAGE: [9901],
+        Reason.UNKNOWN_CATEGORY: [9902], Reason.CATEGORY_ZERO: [9903], Reason.POLYGON: [400, 401, 402, 500],
+        Reason.RLE: [501, 502, 600], Reason.EMPTY_MASK: [403, 503],
+    }  # fmt: skip
+    assert set(spoiled) == set(Reason)
+    assert report.rejected == {reason: len(ids) for reason, ids in spoiled.items()}
+    listed: dict[str, list[int]] = {}
+    for row in pq.read_table(little.out / "rejected.parquet").to_pylist():
+        of_image = row["reason"].startswith("image") or row["reason"] == Reason.DUPLICATE_IMAGE
+        listed.setdefault(row["reason"], []).append(row["image_id" if of_image else "annotation_id"])
+    assert {k: sorted(v, key=str) for k, v in listed.items()} == {k: sorted(v, key=str) for k, v in spoiled.items()}
+
+    def without_spoiled(content: dict[str, Any]) -> None:
+        seen = {0}
+        content["images"] = [
+            i for i in content["images"]
+            if i["id"] not in {2, 7, 8, 10, 50, 51} and not (i["id"] in seen or seen.add(i["id"]))
+        ]  # fmt: skip
+        bad = {400, 401, 402, 403, 500, 501, 502, 503, 600, 601, 9901, 9902, 9903}
+        content["annotations"] = [
+            a for a in content["annotations"]
+            if isinstance(a, dict) and a["id"] not in bad and a["image_id"] in {i["id"] for i in content["images"]}
+        ]  # fmt: skip
+
+    edit(little, without_spoiled)
+    assert check_rows(rows_of(little.out), little) == report.instances == 44 - 4 * 4 - 10
+    assert report.rows == 12 - 4 + 1
+    verify(VerifyConfig(little.out), lambda _: None)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_strict_fails_instead_and_leaves_nothing(little: ShardConfig) -> None:
+    strict = replace(little, strict=True)
+    (little.images / "2.jpeg").write_bytes(b"broken")
+    (little.images / "4.jpeg").write_bytes(encoded("jpeg", 4)[:300])
+    told = r"1 x image truncated, 1 x image undecodable \(first: image \d: .*\); nothing was kept, because of --strict$"
+    with pytest.raises(InputError, match=rf"little.json: {told}"):
+        shard(strict, log=lambda _: None)
     assert files_of(little.out) == []
+    edit(little, lambda content: content["annotations"][0].update(category_id=0))
+    told = r"annotation of category 0, which does not exist \(first: image 1, annotation 100: annotations\[0\]: .*\)"
+    with pytest.raises(InputError, match=rf"1 x {told}; nothing was written, because of --strict$"):
+        shard(replace(strict, out=little.out / "new"), log=lambda _: None)
+    assert files_of(little.out) == []
+    edit(little, lambda content: content["annotations"][0].update(category_id=3))
+    for name in ("2.jpeg", "4.jpeg"):
+        (little.images / name).write_bytes(encoded("jpeg", int(name[0])))
+    assert shard(strict, log=lambda _: None).rejected == {}  # what is only corrected is no failure
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_test_set_without_annotations(little: ShardConfig) -> None:
+    edit(little, lambda content: content.pop("annotations"))
+    report = shard(little, log=lambda _: None)
+    assert (report.rows, report.instances, report.rejected, report.corrected) == (12, 0, {}, {})
+    assert {tuple(row["instances"]) for row in rows_of(little.out)} == {()}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_urls_in_and_out(little: ShardConfig) -> None:
+    plain = shard(little, log=lambda _: None)
+    config = replace(little, annotations=f"file://{little.annotations}", images=f"file://{little.images}",
+                     out=f"file://{little.out}-2")  # fmt: skip
+    report = shard(config, log=lambda _: None)
+    manifest = read_manifest(config.out)
+    assert manifest.paths == [f"file://{little.out}-2/shard-00000.parquet"]
+    assert manifest.fingerprint == read_manifest(little.out).fingerprint
+    assert (report.rows, report.corrected) == (plain.rows, plain.corrected)
+    verify(VerifyConfig(config.out), lambda _: None)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_error_of_a_task_reaches_the_user_as_one_line(little: ShardConfig) -> None:
+    """A folder of the shard's name, so that the shard cannot be put in place."""
+
+    def block(line: str) -> None:
+        if "shards in" in line:
+            begin(locate(little.out), make_plan(little, locate(little.annotations), locate(little.images)).source)
+            (little.out / "shard-00000.parquet" / "x").mkdir(parents=True)
+
+    with pytest.raises(
+        InputError, match=r"shard-00000.parquet: cannot be written \(Is a directory\); put that right"
+    ) as e:
+        shard(little, log=block)
+    assert "\n" not in str(e.value)
+    shutil.rmtree(little.out / "shard-00000.parquet")
+    assert files_of(little.out) == [".unfinished"]
+    assert shard(little, log=lambda _: None).rows == 12
 
 
 @pytest.mark.slow
@@ -302,6 +427,6 @@ def test_real_data(
 ) -> None:
     config = ShardConfig(data_dir / annotations, data_dir / images, tmp_path / "shards")
     report = shard(config)
-    assert (report.rows, report.instances, report.rejected) == (rows, instances, {})
+    assert (report.rows, report.instances, report.rejected, report.corrected) == (rows, instances, {}, {})
     assert report.shards == (MIN_SHARDS if rows >= SPREAD_IMAGES else 1)
-    assert check_rows(rows_of(report.out), config) == instances
+    assert check_rows(rows_of(config.out), config) == instances

@@ -1,7 +1,9 @@
-"""The plan of shards, and the task that writes one: what it sets aside, and what it leaves when it fails."""
+"""The task that writes a shard: what it sets aside, what it leaves when it fails, on every kind of storage."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from msrcnn.data.coco import ImageRecord
+from msrcnn.data.corrections import Correction
 from msrcnn.data.rejected import Reason
+from msrcnn.errors import InputError
 from pipelines import shard_job
+from pipelines.part_records import parse_record
 from pipelines.schema import Category, ShardMeta
-from pipelines.shard_job import MIN_SHARDS, SPREAD_IMAGES, WriteJob, pack, plan_shards, unpack, write_shard
+from pipelines.shard_job import WriteJob, pack, write_shard
+from pipelines.storage import Location, locate
 
 SIZE = (30, 40)  # height, width
 META = ShardMeta("little", (Category(1, 3, "cat"), Category(2, 17, "dog")))
@@ -33,53 +40,10 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def records(sizes: list[int]) -> list[tuple[ImageRecord, int]]:
-    return [(ImageRecord(i, f"{i}.png", *SIZE, ()), size) for i, size in enumerate(sizes)]
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "shards"),
-    [
-        (1, 10, 1),
-        (SPREAD_IMAGES - 1, 10, 1),
-        (SPREAD_IMAGES, 10, MIN_SHARDS),
-        (600, 1000, MIN_SHARDS),
-        (600, 10**5, 30),  # 60 MB at 2 MB a shard
-        (3, 10**7, 3),  # images larger than a shard: one each
-        (5, 0, 1),  # empty files: rejected later, but planned
-    ],
-)
-def test_plan_holds_every_image_once_in_shards_of_equal_size(count: int, size: int, shards: int) -> None:
-    found = records([size] * count)
-    plan = plan_shards(found, shard_mb=2, seed=0)
-    assert len(plan) == shards
-    assert sorted(r.image_id for part in plan for r in part) == list(range(count))
-    assert max(map(len, plan)) - min(map(len, plan)) <= 1
-
-
-def test_plan_balances_bytes() -> None:
-    sizes = np.random.default_rng(0).integers(10_000, 400_000, 500).tolist()
-    plan = plan_shards(records(sizes), shard_mb=10, seed=0)
-    totals = [sum(sizes[r.image_id] for r in part) for part in plan]
-    assert len(plan) == -(-sum(sizes) // 10**7)
-    assert max(totals) - min(totals) <= 2 * max(sizes)
-
-
-def test_plan_is_a_function_of_images_and_seed() -> None:
-    found = records([1000] * 300)
-
-    def order(seed: int, images: list[tuple[ImageRecord, int]]) -> list[int]:
-        return [r.image_id for part in plan_shards(images, shard_mb=64, seed=seed) for r in part]
-
-    assert order(0, found) == order(0, found[::-1])
-    assert order(0, found) != order(1, found)
-    assert order(0, found) != sorted(order(0, found))
-
-
 def job_in(tmp_path: Path, row_group: int = 64) -> WriteJob:
     (tmp_path / "images").mkdir()
     (tmp_path / "out").mkdir()
-    return WriteJob(str(tmp_path / "images"), str(tmp_path / "out"), META, row_group)
+    return WriteJob(locate(tmp_path / "images"), locate(tmp_path / "out"), META, row_group, "plan")
 
 
 def test_task_sets_bad_images_aside(tmp_path: Path) -> None:
@@ -100,17 +64,18 @@ def test_task_sets_bad_images_aside(tmp_path: Path) -> None:
     annotation = {"id": 5, "image_id": 1, "category_id": 3, "segmentation": POLYGON}
     bad = {**annotation, "id": 6, "segmentation": [[1, 1, 2]]}
     images = [ImageRecord(i, name, *sizes.get(name, SIZE), (annotation, bad)) for i, name in enumerate(names)]
-    written = unpack(write_shard(pack(3, images), job))
+    written = write_shard(3, pack(images), job)
     assert [(r.image_id, r.annotation_id, r.reason) for r in written.rejected] == [
         (0, 6, Reason.POLYGON),
-        (1, None, Reason.IMAGE_UNDECODABLE),
-        (2, None, Reason.IMAGE_UNDECODABLE),
+        (1, None, Reason.IMAGE_TRUNCATED),
+        (2, None, Reason.IMAGE_TRUNCATED),
         (3, None, Reason.IMAGE_UNDECODABLE),
-        (4, None, Reason.IMAGE_UNDECODABLE),
+        (4, None, Reason.IMAGE_TRUNCATED),
         (5, None, Reason.IMAGE_SIZE),
         (6, None, Reason.IMAGE_MISSING),
     ]
-    assert "30x40 pixels, the annotation file says 40x30 (with 2 annotations)" in written.rejected[5].detail
+    assert written.rejected[5].detail == "turned.png: 30 x 40 pixels where 40 x 30 are stated (with 2 annotations)"
+    assert parse_record((tmp_path / "out" / "shard-00003.json").read_bytes()) == written
     assert written.images == 7
     assert written.part is not None
     assert (written.part.file, written.part.rows, written.part.instances) == ("shard-00003.parquet", 1, 1)
@@ -119,10 +84,10 @@ def test_task_sets_bad_images_aside(tmp_path: Path) -> None:
 
 def test_task_without_a_good_image_writes_no_file(tmp_path: Path) -> None:
     job = job_in(tmp_path)
-    written = unpack(write_shard(pack(0, [ImageRecord(1, "gone.png", *SIZE, ())]), job))
+    written = write_shard(0, pack([ImageRecord(1, "gone.png", *SIZE, ())]), job)
     assert written.part is None
     assert len(written.rejected) == 1
-    assert files_of(tmp_path / "out") == []
+    assert files_of(tmp_path / "out") == ["shard-00000.json"]  # so that it is not tried again
 
 
 def test_task_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +104,7 @@ def test_task_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(shard_job, "read_instance", fail)
     with pytest.raises(RuntimeError, match="power cut"):
-        write_shard(pack(0, images), job)
+        write_shard(0, pack(images), job)
     assert [name.startswith("shard-00000.parquet.tmp-") for name in seen[0]] == [True]  # it had begun, aside
     assert files_of(tmp_path / "out") == []
 
@@ -150,9 +115,9 @@ def test_task_repeated_gives_the_same_file_in_row_groups(tmp_path: Path) -> None
     for image_id in range(10):
         (tmp_path / "images" / f"{image_id}.png").write_bytes(encoded("png", image_id))
         images.append(ImageRecord(image_id, f"{image_id}.png", *SIZE, ()))
-    first, second = (unpack(write_shard(pack(0, images), job)).part for _ in range(2))
+    first, second = (write_shard(0, pack(images), job) for _ in range(2))
     assert first == second
-    assert files_of(tmp_path / "out") == ["shard-00000.parquet"]
+    assert files_of(tmp_path / "out") == ["shard-00000.json", "shard-00000.parquet"]
     metadata = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 4, 2]
     columns = [metadata.row_group(0).column(i) for i in range(metadata.num_columns)]
@@ -160,3 +125,77 @@ def test_task_repeated_gives_the_same_file_in_row_groups(tmp_path: Path) -> None
     assert codecs["image"] == "UNCOMPRESSED"
     assert {codec for path, codec in codecs.items() if path.startswith("instances.")} == {"ZSTD"}
     assert [c.path_in_schema for c in columns if c.is_stats_set] == ["image_id"]  # no pixels in the footer
+
+
+def test_task_counts_boxes_and_areas_that_masks_contradict(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    (tmp_path / "images" / "a.png").write_bytes(encoded("png", 0))
+    right = {"id": 5, "image_id": 1, "category_id": 3, "segmentation": POLYGON, "bbox": [1.5, 2, 18.7, 16], "area": 250}
+    wrong = [{**right, "id": 6, "bbox": [2, 1.5, 16, 90]}, {**right, "id": 7, "bbox": [0, 0, 1, 1], "area": 1}]
+    written = write_shard(0, pack([ImageRecord(1, "a.png", *SIZE, (right, *wrong))]), job)
+    assert {kind: entry.count for kind, entry in written.corrected.items()} == {Correction.BOX: 2, Correction.AREA: 1}
+    assert written.corrected[Correction.BOX].first.startswith(
+        "image 1, annotation 6: [2, 1.5, 16, 90], its mask's is ["
+    )
+    assert written.part is not None
+    (row,) = pq.read_table(tmp_path / "out" / written.part.file).to_pylist()
+    assert len({(tuple(i["bbox"]), i["area"], i["rle"]) for i in row["instances"]}) == 1
+
+
+def remote(tmp_path: Path, kind: str) -> Location:
+    """A folder that is no plain local path."""
+    (tmp_path / "root").mkdir()
+    return {
+        "file": lambda: locate(f"file://{tmp_path}/root/set"),
+        "memory": lambda: locate(f"memory:/{tmp_path}/set"),
+        "subtree": lambda: Location(fs.SubTreeFileSystem(f"{tmp_path}/root", fs.LocalFileSystem()), "set", "sub://set"),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "subtree"])
+def test_task_reads_and_writes_any_storage(tmp_path: Path, kind: str) -> None:
+    base = remote(tmp_path, kind)
+    for folder in (base / "images" / "sub", base / "out"):
+        folder.make_folder()
+    images = [ImageRecord(i, f"sub/{i} #%.png", *SIZE, ()) for i in range(3)]
+    for i in range(2):
+        (base / "images" / f"sub/{i} #%.png").write(encoded("png", i))
+    written = write_shard(0, pack(images), WriteJob(base / "images", base / "out", META, 64, "plan"))
+    assert [(r.reason, r.image_id) for r in written.rejected] == [(Reason.IMAGE_MISSING, 2)]
+    assert written.part is not None
+    assert sorted((base / "out").list()) == ["shard-00000.json", "shard-00000.parquet"]
+    shard = (base / "out" / written.part.file).read()
+    assert (len(shard), hashlib.sha256(shard).hexdigest()) == (written.part.bytes, written.part.sha256)
+    table = pq.read_table(io.BytesIO(shard))
+    assert table["image"].to_pylist() == [encoded("png", i) for i in range(2)]
+
+
+class Full(fs.LocalFileSystem):
+    """A disk that is full: what is opened for writing leads to the device on which every write fails."""
+
+    def open_output_stream(self, path: str, **_: Any) -> Any:  # noqa: ARG002
+        return super().open_output_stream("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    noise = encoded("png", 0, (300, 400))
+    (tmp_path / "images" / "a.png").write_bytes(noise)
+    full = WriteJob(job.images, Location(Full(), str(tmp_path / "out"), str(tmp_path / "out")), META, 64, "plan")
+    with pytest.raises(
+        InputError, match=r"shard-00000.parquet: cannot be written \(No space left on device\); put"
+    ) as e:
+        write_shard(0, pack([ImageRecord(1, "a.png", 300, 400, ())]), full)
+    assert "\n" not in str(e.value)
+    assert isinstance(e.value.__cause__, OSError)
+    assert e.value.__cause__.errno == errno.ENOSPC
+
+
+def test_storage_that_fails_while_reading_sets_nothing_aside(tmp_path: Path) -> None:
+    """Otherwise a network that is away for a minute would cost a thousand images."""
+    job = job_in(tmp_path)
+    (tmp_path / "images" / "a.png").mkdir()  # reading it fails, and not because it is missing
+    with pytest.raises(InputError, match=r"a.png: cannot be read \(.*irectory.*\); give the same command again"):
+        write_shard(0, pack([ImageRecord(1, "a.png", *SIZE, ())]), job)
+    assert files_of(tmp_path / "out") == []

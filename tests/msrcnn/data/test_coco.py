@@ -182,6 +182,36 @@ def test_categories_ascend_and_annotations_are_grouped(tmp_path: Path) -> None:
     assert dataset.rejected == ()
 
 
+def test_segmentations_wait_as_text_until_they_are_converted(tmp_path: Path) -> None:
+    """What is read from a file converts to the same as what was written to it."""
+    entries = [
+        annotation(1, attributes={"occluded": True}),
+        annotation(2, segmentation=uncompressed(random_masks(3)[1])),
+    ]
+    (record,) = read_coco(write(tmp_path, images=[image(license=3)], annotations=entries)).images
+    for read, entry in zip(record.annotations, entries, strict=True):
+        assert set(read) == {"id", "image_id", "category_id", "iscrowd", "segmentation_json"}
+        assert read_instance(read, HEIGHT, WIDTH, {7: 1}) == read_instance(entry, HEIGHT, WIDTH, {7: 1})
+
+
+def test_test_sets_have_no_annotations(tmp_path: Path) -> None:
+    """As COCO's image_info_test-dev2017.json."""
+    path = write(tmp_path, images=[image(2), image(1)])
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps({"info": {}, "licenses": [], **content}))
+    dataset = read_coco(path)
+    assert [(i.image_id, i.annotations) for i in dataset.images] == [(2, ()), (1, ())]
+    assert dataset.rejected == ()
+
+
+def test_categories_counted_from_zero_are_told(tmp_path: Path) -> None:
+    annotations = [annotation(1, category_id=0), annotation(2), annotation(3, category_id=8)]
+    rejected = read_coco(write(tmp_path, annotations=annotations)).rejected
+    assert [(r.annotation_id, r.reason) for r in rejected] == [(1, Reason.CATEGORY_ZERO), (3, Reason.UNKNOWN_CATEGORY)]
+    assert rejected[0].detail == "annotations[0]: the file's categories begin at 7; were these counted from 0?"
+
+
 def test_broken_records_are_set_aside_and_the_rest_is_kept(tmp_path: Path) -> None:
     images = [
         image(1),
@@ -225,7 +255,7 @@ def test_broken_records_are_set_aside_and_the_rest_is_kept(tmp_path: Path) -> No
         (Reason.ANNOTATION_RECORD, 1, None),
         (Reason.UNKNOWN_IMAGE, 4, 12),
         (Reason.UNKNOWN_IMAGE, None, 13),
-        (Reason.UNKNOWN_CATEGORY, 1, 14),
+        (Reason.CATEGORY_ZERO, 1, 14),
         (Reason.UNKNOWN_CATEGORY, 1, 15),
         (Reason.ANNOTATION_RECORD, None, None),
     ]
@@ -245,9 +275,9 @@ def without(key: str) -> dict[str, Any]:
         (b"\xff\xd8\xff\xe0JPEG", "not valid JSON"),
         ([], "holds a JSON list, not a COCO annotation file"),
         (without("images"), "the key 'images' is missing"),
-        (without("annotations"), "the key 'annotations' is missing"),
         (without("categories"), "the key 'categories' is missing"),
         ({**NO_IMAGES, "images": {}}, "'images' is no list"),
+        ({**NO_IMAGES, "annotations": None}, "'annotations' is no list"),
         ({**NO_IMAGES, "categories": []}, "'categories' is empty"),
         ({**NO_IMAGES, "categories": [{"id": "1", "name": "x"}]}, r"categories\[0\] needs an integer 'id'"),
         (

@@ -1,0 +1,245 @@
+"""Files and folders behind local paths and URLs (`s3://`, `gs://`, `file://`, whatever fsspec knows).
+
+A file is written so that nobody takes half of it for whole. Where renaming is atomic (local disks, HDFS) it is
+written under another name and renamed. An object store knows no renaming, only copying and deleting, but an object
+appears when its last byte is there, so it is written under its own name; if writing fails in between, what may have
+appeared is deleted. A process that is killed leaves the former file, or none. Beyond that, what is long to write is
+believed only through a small record written after it: a part record for a shard, the manifest for a data set.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from msrcnn.errors import InputError
+
+RENAMING = ("local", "hdfs")
+"""Arrow's names of the file systems whose renaming is atomic."""
+LISTINGS = 16
+"""Folders listed at a time: each listing waits, for an object store perhaps a second."""
+ASIDE = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{12}")
+"""Under what name a file is written before it is renamed."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder; `/` leads further down.
+
+    Attributes:
+        filesystem: which holds it.
+        path: in it.
+        url: the absolute local path or the URL; `locate` leads back here from it.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    url: str
+
+    def __truediv__(self, name: str) -> Location:
+        base, mark, query = self.url.partition("?") if "://" in self.url else (self.url, "", "")
+        return Location(self.filesystem, _join(self.path, name), f"{_join(base, name)}{mark}{query}")
+
+    def __str__(self) -> str:
+        """For messages and records: without the password that a URL may hold."""
+        return re.sub(r"://[^/@]*@", "://", self.url) if "://" in self.url else self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    def is_folder(self) -> bool:
+        """Whether it is there and a folder; in an object store, whether any name begins with it."""
+        return self._info().type == fs.FileType.Directory
+
+    def size(self) -> int | None:
+        """Bytes of the file; None if there is no such file."""
+        info = self._info()
+        return info.size if info.type == fs.FileType.File else None
+
+    def list(self) -> dict[str, int | None]:
+        """What the folder holds: the size of each file in bytes, None for a folder; empty if it is not there."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name: info.size if info.type == fs.FileType.File else None for info in infos}
+
+    def open(self) -> pa.NativeFile:
+        """For reading, at any position."""
+        return self.filesystem.open_input_file(self.path)
+
+    def read(self) -> bytes:
+        """All of the file."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def write(self, data: bytes) -> None:
+        """Makes or replaces the file; see the module."""
+        with self.writing() as sink:
+            sink.write(data)
+
+    @contextmanager
+    def writing(self) -> Iterator[Sink]:
+        """A stream into the file, which is there only if the block ends well; see the module."""
+        rename = _renames(self.filesystem)
+        target = f"{self.path}.tmp-{uuid.uuid4().hex[:12]}" if rename else self.path
+        sink = None
+        try:
+            with self.filesystem.open_output_stream(target) as stream:
+                sink = Sink(stream)
+                yield sink
+            if rename:
+                self.filesystem.move(target, self.path)
+        except BaseException:
+            if sink is not None:
+                with suppress(OSError):
+                    self.filesystem.delete_file(target)
+            raise
+
+    def make_folder(self) -> None:
+        """With its parents; does nothing if it is there."""
+        if self.path:  # else the root
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def remove(self) -> None:
+        """Deletes the file; does nothing if it is not there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path)
+
+    def _info(self) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.path)
+
+
+Place = str | Path | Location
+"""What `locate` takes."""
+
+
+class Sink:
+    """A binary stream for writing that knows how many bytes went through it and their SHA-256."""
+
+    closed = False
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Takes bytes or a buffer."""
+        view = memoryview(data)
+        self._stream.write(data)
+        self._hash.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Passes on what is buffered."""
+        self._stream.flush()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far."""
+        return self._hash.hexdigest()
+
+
+def locate(place: Place) -> Location:
+    """Where a local path or a URL leads. Arrow's own file systems are tried first, then fsspec's.
+
+    Raises:
+        InputError: no file system for the URL is installed, or it cannot be reached.
+    """
+    if isinstance(place, Location):
+        return place
+    text = str(place)
+    if isinstance(place, Path) or "://" not in text:
+        path = os.path.abspath(text)
+        return Location(fs.LocalFileSystem(), path, path)
+    try:
+        filesystem, path = _resolve(text)
+    except (ImportError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{text}: no file system for it ({reason}); install one for fsspec, or correct the URL"
+        ) from error
+    return Location(filesystem, path, text.rstrip("/") if "?" not in text else text)
+
+
+def open_parquet(url: str) -> pq.ParquetFile:
+    """The Parquet file behind a local path or a URL, as `Manifest.paths` gives them."""
+    place = locate(url)
+    remote = not isinstance(place.filesystem, fs.LocalFileSystem)
+    return pq.ParquetFile(place.open(), pre_buffer=remote)  # which asks for all columns of a row group at once
+
+
+def _resolve(url: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(url)
+    except pa.ArrowInvalid:  # not one of Arrow's
+        import fsspec
+
+        # Other processes write into the folders that this one lists.
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def _renames(filesystem: fs.FileSystem) -> bool:
+    while isinstance(filesystem, fs.SubTreeFileSystem):
+        filesystem = filesystem.base_fs
+    return filesystem.type_name in RENAMING
+
+
+def _join(base: str, name: str) -> str:
+    return f"{base.rstrip('/')}/{name}" if base else name
+
+
+def sizes_in(folder: Location, names: Iterable[str]) -> dict[str, int]:
+    """The sizes of those files under the folder that are there, in bytes, by name.
+
+    Every folder that the names lead to is listed once, since an object store takes as long for a thousand names of a
+    listing as for a single file.
+
+    Raises:
+        OSError: a folder is there and cannot be listed.
+    """
+    by_parent: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name in names:
+        parent, _, last = name.rpartition("/")
+        by_parent[parent].append((name, last))
+
+    def found(parent: str) -> dict[str, int]:
+        try:
+            listed = (folder / parent if parent else folder).list()
+        except (NotADirectoryError, FileNotFoundError, ValueError):  # a zero byte in a name is a ValueError
+            return {}
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return {}
+            raise
+        sizes = ((name, listed.get(last)) for name, last in by_parent[parent])
+        return {name: size for name, size in sizes if size is not None}
+
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        merged: dict[str, int] = {}
+        for part in pool.map(found, by_parent):
+            merged |= part
+    return merged
+
+
+def explained(error: OSError) -> str:
+    """What went wrong, in a few words: Arrow's messages name the file again and repeat themselves."""
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return str(error).split("\n")[0] or type(error).__name__
