@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms
 
 from msrcnn.config import SelectionConfig, SelectionMethod
 from msrcnn.soft_nms import soft_nms
@@ -35,6 +35,14 @@ def plain_weight(overlap: np.ndarray, config: SelectionConfig) -> np.ndarray:
     return np.where(beyond, 1 - overlap, 1.0) if config.method == "linear" else np.where(beyond, 0.0, 1.0)
 
 
+def plain_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union [N] of one box [4] with boxes [N, 4]."""
+    width = (np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])).clip(min=0)
+    height = (np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])).clip(min=0)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return width * height / (areas + (box[2] - box[0]) * (box[3] - box[1]) - width * height)
+
+
 def plain_selection(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> list[tuple[float, int, int]]:
     """One image, each class by itself, in double precision; then the best of all classes: (score, label, box's number).
 
@@ -42,14 +50,14 @@ def plain_selection(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> l
     """
     found = []
     for label, (class_boxes, class_scores) in enumerate(zip(boxes, scores, strict=True), start=1):
-        overlaps = box_iou(class_boxes.double(), class_boxes.double()).numpy()
+        every = class_boxes.double().numpy()
         left = class_scores.double().numpy().copy()
         for _ in range(min(config.top_k, len(left))):
             best = int(left.argmax())
             if left[best] <= config.score_threshold:
                 break
             found.append((float(left[best]), label, best))
-            left *= plain_weight(overlaps[best], config)
+            left *= plain_weight(plain_iou(every[best], every), config)
             left[best] = -1.0
     return sorted(found, key=lambda item: -item[0])[: config.top_k]
 
@@ -88,10 +96,11 @@ def test_equals_the_plain_one(method: SelectionMethod, classes: int, rois: int, 
     assert torch.equal(scores, before)
 
 
-def random_case(seed: int, most_boxes: int, most_classes: int) -> tuple[Tensor, Tensor]:
+def random_case(seed: int, most_boxes: int, most_classes: int, full: bool = False) -> tuple[Tensor, Tensor]:
     """In double precision: among 80,000 single-precision scores some are equal, and their order is anyone's."""
     rng = np.random.default_rng(seed)
     classes, rois = int(rng.integers(1, most_classes + 1)), int(rng.integers(1, most_boxes + 1))
+    classes, rois = (most_classes, most_boxes) if full else (classes, rois)
     low = rng.uniform(0, rng.uniform(20, 400), (1, classes, rois, 2))
     boxes = np.concatenate([low, low + rng.uniform(5, 120, low.shape)], -1)
     scores = rng.random((1, classes, rois)) ** rng.uniform(0.5, 8)
@@ -107,17 +116,13 @@ def test_random_cases(method: SelectionMethod) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_random_cases_of_full_size(method: SelectionMethod) -> None:
-    """200 of them up to 1000 boxes x 80 classes; scores also in the single precision of a training or testing run."""
-    sizes = set()
+    """200 of up to 1000 boxes x 80 classes, every tenth at these limits; scores also in a run's single precision."""
     config = SelectionConfig(method=method)
     for seed in range(CASES):
-        boxes, scores = random_case(seed, MOST_BOXES, MOST_CLASSES)
-        sizes.add(scores.shape)
+        boxes, scores = random_case(seed, MOST_BOXES, MOST_CLASSES, full=seed % 10 == 0)
         check(boxes, scores, config)
         double, single = soft_nms(boxes, scores, config), soft_nms(boxes.float(), scores.float(), config)
         torch.testing.assert_close(single.scores.double(), double.scores, rtol=0, atol=1e-6)
-    assert max(shape[1] for shape in sizes) > 70
-    assert max(shape[2] for shape in sizes) > 900
 
 
 @pytest.mark.parametrize("threshold", [0.25, 0.5, 0.75])
