@@ -152,7 +152,7 @@ def loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], settings:
     )  # fmt: skip
 
 
-def ours(manifest: Manifest, settings: Settings) -> Iterable[Batch]:
+def ours(manifest: Manifest, settings: Settings) -> Iterable[Any]:
     """The stream that a training worker reads, through the splitter that Ray Train puts before its workers."""
     steps = manifest.rows // settings.batch
     plan = training_plan(row_groups(manifest), settings.seed, settings.epochs, steps, 1, settings.batch)

@@ -52,7 +52,9 @@ def ragged_bytes(sample: Sample, data: DataConfig) -> int:
 def dense_shape(sample: Sample, data: DataConfig) -> tuple[int, ...]:
     """Shape of the masks behind torchvision's transform, uint8: [G, height, width]."""
     encoded, truth = sample
-    pixels = torch.frombuffer(bytearray(decode_image(encoded, "image").tobytes()), dtype=torch.uint8)
+    pixels = torch.frombuffer(
+        bytearray(decode_image(encoded, truth.height, truth.width, "image").tobytes()), dtype=torch.uint8
+    )
     image = pixels.view(truth.height, truth.width, 3).permute(2, 0, 1).float() / 255  # [3, H, W]
     target = {"boxes": torch.from_numpy(truth.boxes), "masks": full_image_masks(truth)}
     transform = GeneralizedRCNNTransform(data.short_side, data.long_side, list(IMAGE_MEAN), list(IMAGE_STD))

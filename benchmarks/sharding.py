@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from pipelines.manifest import read_manifest
 from pipelines.shard_plan import MIN_SHARDS
@@ -30,10 +31,11 @@ LIMIT_BYTES = 2 * 10**9
 def repeat(annotations: Path, images: int, to: Path) -> tuple[int, int]:
     """Writes an annotation file of `images` records; returns the number of annotations and the file's size."""
     content = json.loads(annotations.read_bytes())
-    own: dict[int, list[dict]] = {}
+    own: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         own.setdefault(annotation["image_id"], []).append(annotation)
-    records, copies = [], []
+    records: list[dict[str, Any]] = []
+    copies: list[dict[str, Any]] = []
     for i in range(images):
         source = content["images"][i % len(content["images"])]
         records.append({**source, "id": i + 1})

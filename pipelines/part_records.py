@@ -66,11 +66,16 @@ def shard_name(shard: int) -> str:
 
 def write_record(out: Location, record: PartRecord) -> None:
     """Beside the shard, which is in place."""
-    (out / f"{shard_name(record.shard)}.json").write(json.dumps(asdict(record)).encode())
+    (out / f"{shard_name(record.shard)}.json").write(pack_record(record))
+
+
+def pack_record(record: PartRecord) -> bytes:
+    """As JSON."""
+    return json.dumps(asdict(record)).encode()
 
 
 def parse_record(data: bytes) -> PartRecord:
-    """Reads back `write_record`.
+    """Reads back `pack_record`.
 
     Raises:
         ValueError, TypeError, KeyError: it is no part record.

@@ -1,31 +1,41 @@
-"""`msrcnn shard`: a COCO annotation file and its images become Parquet shards, a Ray task each."""
+"""`msrcnn shard`: a COCO annotation file and its images become Parquet shards, as a Ray Data job."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.session import connect
 from msrcnn.data.rejected import Rejected
 from msrcnn.errors import InputError
 from pipelines.manifest import MANIFEST, Manifest, load_manifest, read_manifest, write_manifest
 from pipelines.options import ShardConfig
-from pipelines.part_records import REJECTED, PartRecord, begin, counted, discard, is_foreign, remove_records
+from pipelines.part_records import (
+    REJECTED,
+    PartRecord,
+    begin,
+    counted,
+    discard,
+    is_foreign,
+    parse_record,
+    remove_records,
+)
 from pipelines.progress import duration
-from pipelines.shard_job import WriteJob, pack, write_shard
+from pipelines.shard_job import WriteJob, plan_row, write_shards
 from pipelines.shard_plan import Plan, make_plan
 from pipelines.storage import Location, explained, locate
 
 PROGRESS_SECONDS = 5.0
-MIN_IN_FLIGHT = 64
-"""Tasks that are submitted at least, each with its annotations: a cluster that grows on demand must see the demand."""
 
 
 @dataclass(frozen=True)
@@ -144,58 +154,58 @@ def _check_strict(rejected: Sequence[Rejected], annotations: Location, outcome: 
 
 
 def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[str], None]) -> list[PartRecord]:
-    """Writes the shards that are not there on the cluster, a task each, and logs how far it is; all part records.
+    """Writes the shards that are not there, as a Ray Data job of a task each, and logs how far it is.
 
-    A task's annotations are packed when it is submitted and then dropped here.
+    A shard's annotations are packed straight into the object store and dropped here, so that the driver never holds
+    them twice.
+
+    Returns:
+        all part records, in the order of the shards.
     """
-    import ray
-
-    write = ray.remote(write_shard).options(scheduling_strategy="SPREAD")
-    shared = ray.put(job)
     records = dict(done)
-    sizes = plan.images
-    waiting = [index for index in reversed(range(len(sizes))) if index not in done]
-    total, finished = sum(sizes[index] for index in waiting), 0
-    running: dict[Any, int] = {}
-    start = logged = time.perf_counter()
-    try:
-        while waiting or running:
-            while waiting and len(running) < max(MIN_IN_FLIGHT, 2 * int(ray.cluster_resources().get("CPU", 0))):
-                index = waiting.pop()
-                running[write.remote(index, pack(plan.shards[index]), shared)] = index
-                plan.shards[index] = []
-            for reference in ray.wait(list(running), timeout=PROGRESS_SECONDS)[0]:
-                index = running.pop(reference)
-                records[index] = _result(reference, index)
-                finished += sizes[index]
-            now = time.perf_counter()
-            if finished and (now - logged >= PROGRESS_SECONDS or not running):
-                rate = finished / (now - start)
-                left = duration((total - finished) / rate)
-                log(f"{finished}/{total} images, {rate:.0f} images/s, {left} left")
-                logged = now
-    finally:
-        for reference in running:  # of a joined cluster, which lives on
-            with suppress(Exception):
-                ray.cancel(reference)
+    blocks: list[Any] = []
+    for index in range(len(plan.shards)):
+        if index not in done:
+            blocks.append(ray.put(plan_row(index, plan.shards[index])))
+            plan.shards[index] = []
+    total = sum(images for index, images in enumerate(plan.images) if index not in done)
+    finished, start = 0, time.perf_counter()
+    logged = start
+    if not blocks:
+        return [records[index] for index in sorted(records)]
+    write = partial(write_shards, job=job)
+    written = ray.data.from_arrow_refs(blocks).map_batches(write, batch_size=None, batch_format="pyarrow")
+    del blocks
+    for row in _results(written):
+        record = parse_record(row["record"])
+        records[record.shard] = record
+        finished += record.images
+        now = time.perf_counter()
+        if now - logged >= PROGRESS_SECONDS or finished == total:
+            rate = finished / (now - start)
+            log(f"{finished}/{total} images, {rate:.0f} images/s, {duration((total - finished) / rate)} left")
+            logged = now
     return [records[index] for index in sorted(records)]
 
 
-def _result(reference: Any, index: int) -> PartRecord:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
+def _results(written: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The job's rows as its tasks end; what a task says of the user's storage is passed on as one line."""
     try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from error
-        raise
-    except RayError as error:  # its process or its node died, more often than Ray tries again
-        reason = str(error).strip().split("\n")[0]
+        yield from written.iter_rows()
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, RayTaskError) and isinstance(cause.cause, InputError):
+                raise InputError(str(cause.cause)) from error
+            if isinstance(cause, InputError):
+                raise InputError(str(cause)) from error
+            cause = cause.__cause__
+        if isinstance(error, RayTaskError):
+            raise
+        reason = str(error).strip().split("\n")[0]  # its process or its node died, more often than Ray tries again
         raise InputError(
-            f"shard {index}: its task was lost again and again ({type(error).__name__}: {reason}); give the same "
-            "command again to go on where it stopped"
+            f"a task was lost again and again ({type(error).__name__}: {reason}); give the same command again to go on "
+            "where it stopped"
         ) from error
 
 

@@ -17,7 +17,7 @@ from msrcnn.data.decoding import ImageError, decode_image
 from msrcnn.data.rejected import AnnotationError, Reason, Rejected
 from msrcnn.errors import InputError
 from pipelines.manifest import Part
-from pipelines.part_records import Corrected, PartRecord, shard_name, write_record
+from pipelines.part_records import Corrected, PartRecord, pack_record, shard_name, write_record
 from pipelines.schema import INSTANCE, SHARD_ROW, ShardMeta
 from pipelines.shard_plan import losing
 from pipelines.storage import Location, explained
@@ -61,6 +61,17 @@ def pack(records: Sequence[ImageRecord]) -> bytes:
     """The images of a shard as a task takes them: annotations, no pixels."""
     fields = [(r.image_id, r.file_name, r.height, r.width, r.annotations) for r in records]
     return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def plan_row(shard: int, records: Sequence[ImageRecord]) -> pa.Table:
+    """A shard of the plan as one row."""
+    return pa.table({"shard": [shard], "payload": pa.array([pack(records)], pa.large_binary())})
+
+
+def write_shards(plan: pa.Table, job: WriteJob) -> pa.Table:
+    """Writes the shards in rows of `plan_row`; their part records, packed (`part_records.parse_record` reads one)."""
+    records = [write_shard(row["shard"], row["payload"], job) for row in plan.to_pylist()]
+    return pa.table({"record": pa.array([pack_record(record) for record in records], pa.large_binary())})
 
 
 def write_shard(shard: int, payload: bytes, job: WriteJob) -> PartRecord:
