@@ -162,13 +162,13 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
     Returns:
         all part records, in the order of the shards.
     """
-    records = dict(done)
+    records, images = dict(done), plan.images
     blocks: list[Any] = []
     for index in range(len(plan.shards)):
         if index not in done:
             blocks.append(ray.put(plan_row(index, plan.shards[index])))
             plan.shards[index] = []
-    total = sum(images for index, images in enumerate(plan.images) if index not in done)
+    total = sum(count for index, count in enumerate(images) if index not in done)
     finished, start = 0, time.perf_counter()
     logged = start
     if not blocks:
@@ -190,19 +190,16 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
 
 def _results(written: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """The job's rows as its tasks end; what a task says of the user's storage is passed on as one line."""
+    written.context.raise_original_map_exception = True
     try:
         yield from written.iter_rows()
-    except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, RayTaskError) and isinstance(cause.cause, InputError):
-                raise InputError(str(cause.cause)) from error
-            if isinstance(cause, InputError):
-                raise InputError(str(cause)) from error
-            cause = cause.__cause__
-        if isinstance(error, RayTaskError):
-            raise
-        reason = str(error).strip().split("\n")[0]  # its process or its node died, more often than Ray tries again
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            line, *_ = str(error.cause).split("\n")  # Ray Data appends advice
+            raise InputError(line) from error
+        raise
+    except RayError as error:  # its process or its node died, more often than Ray tries again
+        reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"a task was lost again and again ({type(error).__name__}: {reason}); give the same command again to go on "
             "where it stopped"

@@ -42,7 +42,8 @@ cluster.wait_for_nodes()
 def lose():
     while len(list(Path(sys.argv[3]).glob("shard-*.json"))) < 10:
         time.sleep(0.01)
-    cluster.remove_node(nodes[0], allow_graceful=False)
+    own = ray.get_runtime_context().get_node_id()  # this process would not outlive it
+    cluster.remove_node(next(node for node in nodes if node.node_id != own), allow_graceful=False)
     print("lost a node", flush=True)
 
 thread = threading.Thread(target=lose)
