@@ -21,7 +21,7 @@ from msrcnn.presets import PRESETS
 def test_drawn_images_are_what_their_instances_say() -> None:
     images = [draw_sample(i, 3) for i in range(4)]
     for image_id, (encoded, truth) in enumerate(images):
-        assert decode_image(encoded, "drawn").size == (truth.width, truth.height)
+        assert decode_image(encoded, truth.height, truth.width, "drawn").size == (truth.width, truth.height)
         assert INSTANCES[0] <= len(truth.rles) <= INSTANCES[1]
         masks = full_image_masks(truth).numpy()
         rles = [{"size": [truth.height, truth.width], "counts": rle} for rle in truth.rles]
