@@ -61,8 +61,8 @@ def test_head_cost() -> None:
 
 
 @pytest.mark.slow
-def test_training_step() -> None:
-    found = figures(run("training_step", "--batch", "1"))
+def test_train_step() -> None:
+    found = figures(run("train_step", "--batch", "1"))
     assert found["float32_ours_mask_rois"] == found["float32_torchvision_mask_rois"] == 16  # a quarter of 64 RoIs
     times = {side: found[f"float32_{side}_step_ms"] for side in ("ours", "torchvision")}
     assert found["ratio"] == pytest.approx(times["torchvision"] / times["ours"], rel=0.5)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import head_cost, mask_output
 from benchmarks.images import INSTANCES, busy, draw_sample, full_image_masks, training_batch
-from benchmarks.training_step import dense_batch
+from benchmarks.train_step import dense_batch
 from msrcnn.config import DataConfig
 from msrcnn.data.batching import decode_image
 from msrcnn.masks import sample_on_rois
@@ -33,7 +33,7 @@ def test_drawn_images_are_what_their_instances_say() -> None:
     assert draw_sample(0, 4)[0] != images[0][0]
 
 
-def test_both_sides_of_the_training_step_have_the_same_instances() -> None:
+def test_both_sides_of_the_train_step_have_the_same_instances() -> None:
     """A mask of torchvision's, averaged over 4 x 4 parts of its box, against ours sampled there."""
     chosen = [draw_sample(i, 0) for i in range(2)]
     batch = training_batch(chosen, DataConfig(384, 640, flip=False), 0)

@@ -42,8 +42,7 @@ cluster.wait_for_nodes()
 def lose():
     while len(list(Path(sys.argv[3]).glob("shard-*.json"))) < 10:
         time.sleep(0.01)
-    own = ray.get_runtime_context().get_node_id()  # this process would not outlive it
-    cluster.remove_node(next(node for node in nodes if node.node_id != own), allow_graceful=False)
+    cluster.remove_node(nodes[0], allow_graceful=False)
     print("lost a node", flush=True)
 
 thread = threading.Thread(target=lose)
@@ -53,7 +52,9 @@ thread.join()
 ended = time.monotonic()
 while sum(node["Alive"] for node in ray.nodes()) == 3 and time.monotonic() < ended + 60:
     time.sleep(0.1)
-print("rows", report.rows, "nodes", sum(node["Alive"] for node in ray.nodes()))
+print("rows", report.rows, "nodes", sum(node["Alive"] for node in ray.nodes()), flush=True)
+ray.shutdown()  # before the cluster goes: else it ends this process
+cluster.shutdown()
 """
 """On a cluster of two nodes that work and a head that does not."""
 SIDE = 600  # noise: about 1.1 MB of PNG, so that --shard-mb 1 makes a shard of each

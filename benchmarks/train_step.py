@@ -124,7 +124,7 @@ def make_theirs(config: ModelConfig, chosen: list[Sample], batch: Batch) -> tupl
     return model, lambda: model(images, targets)
 
 
-def training_step(model: nn.Module, losses_of: Callable[[], object], bfloat16: bool) -> Callable[[], object]:
+def train_step(model: nn.Module, losses_of: Callable[[], object], bfloat16: bool) -> Callable[[], object]:
     """Forward, backward and SGD at the learning rate 0."""
     optimizer = make_optimizer(model, SolverConfig())
     set_learning_rate(optimizer, 0.0)
@@ -149,7 +149,7 @@ def make_side(build: Builder, bfloat16: bool, device: torch.device, warm_up: int
     mask_head = model.get_submodule("mask" if isinstance(model, MaskScoringRCNN) else "roi_heads.mask_head")
     seen: list[int] = []
     hook = mask_head.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    step = training_step(model, losses_of, bfloat16)
+    step = train_step(model, losses_of, bfloat16)
     step()
     hook.remove()
     for _ in range(warm_up - 1):
@@ -220,7 +220,7 @@ def main() -> int:
     chosen, source = samples(args.batch, args.seed)
     batch = training_batch(chosen, data, args.seed).to(args.device)
     print_settings(
-        "training_step", args.device, images=f"{args.batch}, {source}", canvas=tuple(batch.images.shape[2:]),
+        "train_step", args.device, images=f"{args.batch}, {source}", canvas=tuple(batch.images.shape[2:]),
         instances=[len(truth.rles) for _, truth in chosen], rois_an_image=config.roi.samples,
         positive_iou=config.roi.positive_iou, rounds=rounds, seed=args.seed,
     )  # fmt: skip
@@ -235,7 +235,7 @@ def main() -> int:
     for bfloat16 in (False, True) if cuda else (False,):
         figures |= compare(builders, bfloat16, batch, rounds, WARM_UP if cuda else 1)
     print_result(
-        "training_step", args.device, ratio=figures["float32_ours_ratio"], **figures, batch=args.batch,
+        "train_step", args.device, ratio=figures["float32_ours_ratio"], **figures, batch=args.batch,
         canvas=list(batch.images.shape[2:]), seed=args.seed,
     )  # fmt: skip
     return 0 if all(v == "none" for name, v in figures.items() if name.endswith(SYNCHRONISATIONS)) else 1
