@@ -98,7 +98,7 @@ COUNTS = (5, 9, 14, 6)
 def test_roi_heads_compile(design: MaskIoUInput) -> None:
     """Box, mask and MaskIoU head; the letters are those of Table 4."""
     box, mask = BoxHead(CHANNELS, 32, CLASSES), MaskHead(CHANNELS, CLASSES)
-    maskiou = MaskIoUHead(CHANNELS, 32, CLASSES, design)
+    maskiou = MaskIoUHead(CHANNELS, CHANNELS, 32, CLASSES, design)
 
     def run(small: Tensor, large: Tensor, fused: Tensor) -> tuple[Tensor, ...]:
         masks = mask(large)

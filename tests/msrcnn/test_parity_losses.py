@@ -19,10 +19,11 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 import msrcnn.detector
 import msrcnn.proposals
-from msrcnn.config import PRESETS, DataConfig, RoIConfig
+from msrcnn.config import DataConfig, RoIConfig
 from msrcnn.data.batching import make_batch
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.masks import sample_on_rois
+from msrcnn.presets import PRESETS
 from msrcnn.pretrained import load_weights
 from msrcnn.proposals import Proposals
 from msrcnn.rows import ImageTruth
@@ -131,7 +132,7 @@ def our_losses(ours: MaskScoringRCNN, batch: Batch, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(msrcnn.detector, "subsample", recorded(subsample))
     monkeypatch.setattr(ours.rpn, "propose", recorded(ours.rpn.propose))
     losses = ours.train()(batch)
-    proposed, anchors, rois = drawn
+    proposed, rois, anchors = drawn
     return losses, Drawn(anchors, proposed, rois)
 
 
