@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.images import data_folder
 from pipelines.manifest import read_manifest
 from pipelines.shard_plan import MIN_SHARDS
 
@@ -93,30 +94,36 @@ def run(command: list[str]) -> tuple[float, dict[str, dict[int, int]]]:
 
 def main() -> None:
     """Prints what is measured; exit code 1 if a process takes more than it may."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="annotations/, train2017/")
-    parser.add_argument("--images", type=int, default=20000)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="1000 images")
+    parser.add_argument("--images", type=int, default=20000, help="(default: %(default)s)")
     options = parser.parse_args()
-    annotations = options.data / "annotations" / "instances_train2017.json"
+    root = data_folder()
+    if root is None:
+        print("sharding: set MSRCNN_DATA to the folder that holds coco_sample/", file=sys.stderr)
+        raise SystemExit(2)
+    images = 1000 if options.quick else options.images
+    source = root / "coco_sample"
+    annotations = source / "annotations" / "instances_train2017.json"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        instances, size = repeat(annotations, options.images, folder / "repeated.json")
-        print(f"{options.images} images, {instances} annotations, annotation file {size / 1e6:.0f} MB; "
+        instances, size = repeat(annotations, images, folder / "repeated.json")
+        print(f"{images} images, {instances} annotations, annotation file {size / 1e6:.0f} MB; "
               f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}")  # fmt: skip
         seconds, peaks = run([
             sys.executable, "-c", "from pipelines.cli import main; main()", "shard", "--annotations",
-            str(folder / "repeated.json"), "--images", str(options.data / "train2017"), "--out", str(folder / "shards"),
+            str(folder / "repeated.json"), "--images", str(source / "train2017"), "--out", str(folder / "shards"),
         ])  # fmt: skip
         manifest = read_manifest(folder / "shards")
-        assert (manifest.rows, manifest.instances) == (options.images, instances)
-        assert len(manifest.parts) >= min(MIN_SHARDS, options.images)
+        assert (manifest.rows, manifest.instances) == (images, instances)
+        assert len(manifest.parts) >= min(MIN_SHARDS, images)
     worst = {kind: max(found.values(), default=0) for kind, found in peaks.items()}
     for kind, found in peaks.items():
         print(f"{kind}: {len(found)} processes, peak {worst[kind] / 1e6:.0f} MB")
     print(json.dumps({
-        "benchmark": "sharding", "images": options.images, "instances": instances, "annotation_bytes": size,
+        "benchmark": "sharding", "images": images, "instances": instances, "annotation_bytes": size,
         "shards": len(manifest.parts), "shard_bytes": manifest.bytes, "seconds": round(seconds, 1),
-        "images_per_second": round(options.images / seconds, 1), "driver_peak_bytes": worst["driver"],
+        "images_per_second": round(images / seconds, 1), "driver_peak_bytes": worst["driver"],
         "worker_peak_bytes": worst["worker"], "workers": len(peaks["worker"]), "cpus": os.cpu_count(),
     }))  # fmt: skip
     if max(worst["driver"], worst["worker"]) > LIMIT_BYTES:

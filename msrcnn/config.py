@@ -249,10 +249,13 @@ class SolverConfig:
     """the learning rate starts at this share"""
     clip_norm: float = 0.0
     """largest gradient norm; 0 does not clip"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """what layers compute in; with bfloat16 weights, losses and box arithmetic stay float32 (autocast)"""
     seed: int = 0
     """initial weights, order of images, flips and samples follow from it"""
 
     def __post_init__(self) -> None:
+        require(self.precision in ("float32", "bfloat16"), "solver.precision", self.precision, "float32 or bfloat16")
         for name in ("epochs", "batch"):
             require(getattr(self, name) >= 1, f"solver.{name}", getattr(self, name), "at least 1")
         require(self.lr > 0, "solver.lr", self.lr, "above 0")

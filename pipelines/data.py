@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.manifest import Manifest, read_manifest
@@ -127,7 +128,9 @@ def class_table(manifest: Manifest, columns: Columns) -> str:
     for category in order[:CLASSES_SHOWN]:
         n = category.number
         bar = "█" * round(24 * int(objects[n]) / most)
-        table.add_row(category.name, str(category.source_id), *(str(c[n]) for c in (objects, crowds, images)), bar)
+        table.add_row(
+            escape(category.name), str(category.source_id), *(str(c[n]) for c in (objects, crowds, images)), bar
+        )
     lines = [printed(table)]
     if len(order) > CLASSES_SHOWN:
         rest = order[CLASSES_SHOWN:]

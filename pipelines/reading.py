@@ -1,17 +1,17 @@
 """Which rows are read, in which order, by which task. The reading tasks import no torch: they start in a moment.
 
 The order of training images is a pure function of (seed, epoch) and the images of a step, the same for any number of
-workers. An epoch is its Parquet row groups, permuted, one row after the other. It is used in rounds of some steps: a
-round's rows are cut into as many equal stretches as a step has images, the rows of each stretch are permuted, and each
-step takes one row of every stretch. So the images of a step come from as many places, a worker's images of a round lie
-in one piece of the epoch, and each row group is read once. A stream can begin at any step of any epoch.
+workers. An epoch is its Parquet row groups, permuted, and in each its rows, permuted. It is used in rounds of some
+steps: a round's rows are cut into as many equal stretches as a step has images, and each step takes one row of every
+stretch. So the images of a step come from as many places, a worker's images of a round lie in one piece of the epoch,
+and each row group is read about once. A stream can begin at any step of any epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from pipelines.storage import open_parquet
 
 ROUND_ROWS = 1024
 """Rows of a round, about: with 16 images a step its stretches are as long as a row group."""
-ROUND_STEPS = (8, 64)
-"""Steps of a round: at least, at most."""
+ROUND_BYTES = 512 * 10**6
+"""Bytes of a round, at most, if a step does not have more: the memory of a reading task, and of a worker's block."""
+ROUND_STEPS = 64
+"""Steps of a round, at most."""
 FOOTERS = 16
 """Files whose footers are read at a time, when a data set is opened: each waits, for an object store perhaps 0.1 s."""
 READER_CPUS = 0.1
@@ -41,6 +43,7 @@ class RowGroup:
     path: str
     index: int
     rows: int
+    bytes: int
 
 
 def row_groups(manifest: Manifest) -> list[RowGroup]:
@@ -48,7 +51,8 @@ def row_groups(manifest: Manifest) -> list[RowGroup]:
 
     def groups(path: str) -> list[RowGroup]:
         footer = open_parquet(path).metadata
-        return [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+        found = (footer.row_group(i) for i in range(footer.num_row_groups))
+        return [RowGroup(path, i, group.num_rows, group.total_byte_size) for i, group in enumerate(found)]
 
     with ThreadPoolExecutor(FOOTERS) as pool:
         return [group for found in pool.map(groups, manifest.paths) for group in found]
@@ -65,23 +69,24 @@ def epoch_groups(groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowG
     return [groups[i] for i in np.random.default_rng([seed, epoch]).permutation(len(groups))]
 
 
-def round_steps(batch: int, steps: int) -> int:
+def round_steps(groups: Sequence[RowGroup], batch: int, steps: int) -> int:
     """Steps of a round where a step has `batch` images and an epoch `steps` steps."""
-    least, most = ROUND_STEPS
-    return min(max(least, min(most, ROUND_ROWS // batch)), steps)
+    image = sum(g.bytes for g in groups) / sum(g.rows for g in groups)
+    rows = min(ROUND_ROWS, int(ROUND_BYTES / max(image, 1)))
+    return min(max(1, min(ROUND_STEPS, rows // batch)), steps)
 
 
 @dataclass(frozen=True)
 class Piece:
     """What one reading task is to do: a worker's images of a round of steps, or of its last steps.
 
-    The rows of `groups`, joined, from `start` on are `stretches` stretches of `length` rows. Each is permuted; then
-    step by step, from step `skip` of the round on, one row of each is emitted.
+    The rows of `groups`, permuted in each and joined, from `start` on are `stretches` stretches of `length` rows. Step
+    by step, from step `skip` of the round on, one row of each is emitted.
     """
 
     seed: int
     epoch: int
-    number: int  # of the first stretch in the epoch
+    number: int  # of the first group in the epoch
     stretches: int
     length: int
     skip: int
@@ -94,19 +99,21 @@ class Piece:
         return self.stretches * (self.length - self.skip)
 
     def order(self) -> np.ndarray:
-        """Which rows of its joined groups it emits, in order, int64 [rows]."""
-        stretches = [
-            self.start + k * self.length
-            + np.random.default_rng([self.seed, self.epoch, self.number + k]).permutation(self.length)
-            for k in range(self.stretches)
-        ]  # fmt: skip
-        return np.stack(stretches)[:, self.skip :].T.reshape(-1)  # [stretches, steps] -> [steps * stretches]
+        """Which rows of its joined groups, as they are read, it emits, in order, int64 [rows]."""
+        permuted, begin = [], 0
+        for number, group in enumerate(self.groups, start=self.number):
+            generator = np.random.default_rng([self.seed, self.epoch, number])
+            permuted.append(begin + generator.permutation(group.rows))
+            begin += group.rows
+        used = np.concatenate(permuted)[self.start : self.start + self.stretches * self.length]
+        stretches = used.reshape(self.stretches, self.length)[:, self.skip :]  # [stretches * length] -> [.., steps]
+        return stretches.T.reshape(-1)  # [stretches, steps] -> [steps * stretches]
 
     def columns(self) -> dict[str, Any]:
         """As one row that Arrow understands."""
         return {
             **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"},
-            "paths": [g.path for g in self.groups], "indices": [g.index for g in self.groups],
+            "groups": [asdict(g) for g in self.groups],
         }  # fmt: skip
 
 
@@ -133,30 +140,31 @@ def training_plan(
         ordered = epoch_groups(groups, seed, epoch)
         ends = np.cumsum([g.rows for g in ordered])
         begin = max(first_step - epoch * steps, 0)
-        length = round_steps(workers * share, steps)
+        length = round_steps(groups, workers * share, steps)
         for first in range(begin // length * length, steps, length):
             taken = min(length, steps - first)
             for worker in range(workers):
-                number = first * workers * share + worker * share  # with stretches of any length a number of its own
                 position = first * workers * share + worker * share * taken
                 low, high = np.searchsorted(ends, [position, position + share * taken - 1], side="right")
                 start = position - int(ends[low] - ordered[low].rows)
-                plan.append(Piece(seed, epoch, number, share, taken, max(begin - first, 0), start,
+                plan.append(Piece(seed, epoch, int(low), share, taken, max(begin - first, 0), start,
                                   ordered[low : high + 1]))  # fmt: skip
     return plan
 
 
 def _read_piece(plan: pa.Table) -> Iterator[pa.Table]:
     for columns in plan.to_pylist():
-        paths, indices = columns.pop("paths"), columns.pop("indices")
-        piece = Piece(groups=[], **columns)
-        rows = read_rows(paths, indices).take(pa.array(piece.order()))
+        piece = Piece(groups=[RowGroup(**group) for group in columns.pop("groups")], **columns)
+        rows = read_rows([g.path for g in piece.groups], [g.index for g in piece.groups])
+        rows = rows.take(pa.array(piece.order()))
         yield rows.append_column("epoch", pa.array(np.full(rows.num_rows, piece.epoch, dtype=np.int32)))
 
 
 def training_rows(plan: Sequence[Piece]) -> ray.data.Dataset:
     """A stream of shard rows with a column `epoch`, a block a piece."""
-    return _tasks([piece.columns() for piece in plan], _read_piece)
+    rows = _tasks([piece.columns() for piece in plan], _read_piece)
+    rows.context.target_max_block_size = None  # a block that Ray Data cuts would be dealt to two workers
+    return rows
 
 
 def _read_group(plan: pa.Table) -> Iterator[pa.Table]:

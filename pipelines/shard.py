@@ -71,7 +71,7 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
     held = _held(out)
     plan = make_plan(config, annotations, images)
     if held is not None:
-        return _already(held, plan, out, start, log)
+        return _already(held, plan, out, config.strict, start, log)
     if config.strict:
         _check_strict(plan.rejected, annotations, "nothing was written")
     total = sum(plan.images)
@@ -133,7 +133,9 @@ def _held(out: Location) -> Manifest | None:
         raise InputError(f"{out}: already holds an unreadable {MANIFEST}; choose another --out or delete it") from error
 
 
-def _already(held: Manifest, plan: Plan, out: Location, start: float, log: Callable[[str], None]) -> ShardReport:
+def _already(
+    held: Manifest, plan: Plan, out: Location, strict: bool, start: float, log: Callable[[str], None]
+) -> ShardReport:
     """For a folder that is finished: nothing to do, if it is what the plan would make."""
     known = held.source.get("plan")
     different = plan.source.differences(known) if isinstance(known, dict) else "what it was made from is not recorded"
@@ -141,6 +143,10 @@ def _already(held: Manifest, plan: Plan, out: Location, start: float, log: Calla
         raise InputError(
             f"{out}: already holds data set '{held.name}'; choose another --out or delete it ({different})"
         )
+    if strict and held.rejected:
+        counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(held.rejected.items()))
+        raise InputError(f"{out}: already sharded without --strict, and what was set aside is {counts} (see {REJECTED} "
+                         "there); delete it to shard strictly")  # fmt: skip
     manifest = read_manifest(out)
     remove_records(out)  # of a sharding that was killed after its manifest
     log(f"{out}: already sharded, nothing to do")

@@ -56,7 +56,7 @@ class Location:
 
     def __str__(self) -> str:
         """For messages and records: without the password that a URL may hold."""
-        return re.sub(r"://[^/@]*@", "://", self.url) if "://" in self.url else self.url
+        return _shown(self.url)
 
     @property
     def name(self) -> str:
@@ -172,7 +172,7 @@ def locate(place: Place) -> Location:
     except (ImportError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"{text}: no file system for it ({reason}); install one for fsspec, or correct the URL"
+            f"{_shown(text)}: no file system for it ({_shown(reason)}); install one for fsspec, or correct the URL"
         ) from error
     return Location(filesystem, path, text.rstrip("/") if "?" not in text else text)
 
@@ -182,6 +182,11 @@ def open_parquet(url: str) -> pq.ParquetFile:
     place = locate(url)
     remote = not isinstance(place.filesystem, fs.LocalFileSystem)
     return pq.ParquetFile(place.open(), pre_buffer=remote)  # which asks for all columns of a row group at once
+
+
+def _shown(text: str) -> str:
+    """Without the name and password that a URL in it may hold."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _resolve(url: str) -> tuple[fs.FileSystem, str]:

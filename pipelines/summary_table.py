@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from msrcnn.metrics.coco_ap import METRICS
@@ -21,7 +22,9 @@ def percent(value: float) -> str:
 def summary_lines(summary: Summary) -> Iterable[str]:
     """The lines to print."""
     ap, images = summary.ap, summary.images
-    table = Table(title=f"{summary.dataset}: {images.total} images, {summary.detections} detections", width=WIDTH)
+    table = Table(
+        title=f"{escape(summary.dataset)}: {images.total} images, {summary.detections} detections", width=WIDTH
+    )
     table.add_column("ranked by")
     for name in METRICS:
         table.add_column(name, justify="right")

@@ -36,8 +36,10 @@ from pipelines.progress import Follower, Mailbox, duration
 from pipelines.reading import RowGroup, row_groups, training_plan, training_rows
 from pipelines.run_directory import (
     INITIAL,
+    LOCK,
     METRICS,
     MODEL,
+    WORKERS,
     RunRecord,
     check_same,
     drop_records_after,
@@ -153,12 +155,11 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
     Raises:
         InputError: the shards or the run directory cannot be used.
     """
-    began = time.monotonic()
     run = config.run.absolute()
     manifest = read_manifest(config.shards)
     job, settings = prepare(config, manifest)
     record = read_record(run)
-    if record is None and run.exists() and any(run.iterdir()):
+    if record is None and run.exists() and any(path.name not in (LOCK, WORKERS) for path in run.iterdir()):
         raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
     if record is not None:
         check_same(run, record, settings)
@@ -168,6 +169,17 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
     begun = config.weights is None or next_step(run) > 0 or (run / INITIAL).is_file()
     initial = None if begun else initial_model(config, job, log)
     run.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
+    with locked(run):
+        return train_locked(config, job, manifest, settings, record, initial, log)
+
+
+def train_locked(
+    config: TrainConfig, job: Job, manifest: Manifest, settings: dict[str, Any], record: RunRecord | None,
+    initial: MaskScoringRCNN | None, log: Callable[[str], None],
+) -> TrainReport:  # fmt: skip
+    """`train` from where the run directory is ours alone."""
+    began = time.monotonic()
+    run = config.run.absolute()
     address = config.tracking or (record.mlflow_address if record else None)
     tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name)
     if record is None:
@@ -180,10 +192,11 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainRepor
         f"{job.total_steps} steps of {config.solver.batch} images{left_out(job, manifest)}; "
         f"run directory {run}")  # fmt: skip
     try:
-        with locked(run), connect(config.address):
+        with connect(config.address):
             check_resources(config)
             wait_for_workers(run, log)
             drop_records_after(run, next_step(run))
+            (run / MODEL).unlink(missing_ok=True)  # of a training that --max-steps ended earlier
             fit(config, job, manifest, run, tracker, log)
         last = finished_checkpoint(run, job)
         tracker.artifact(last, "model")

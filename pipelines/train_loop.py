@@ -186,7 +186,8 @@ def train_steps(job: Job) -> None:
         batch = next(feed)
         meter.arrived(asked)
 
-        losses = network(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=job.solver.precision == "bfloat16"):
+            losses = network(batch)
         optimizer.zero_grad(set_to_none=True)
         total_of(losses).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)

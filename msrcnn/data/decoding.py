@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
 
+Image.MAX_IMAGE_PIXELS = None  # its limit is against bombs; here no image is decoded that is not of the stated size
 ORIENTATION = 0x0112
 """The EXIF tag of how a camera was held: 1 upright, 2 to 8 turned or mirrored."""
 FULL_16 = 65535 / 255

@@ -64,6 +64,7 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (SolverConfig, "solver", "warmup_steps", [-1]),
     (SolverConfig, "solver", "warmup_factor", [0, 1.1]),
     (SolverConfig, "solver", "clip_norm", [-1.0]),
+    (SolverConfig, "solver", "precision", ["float16", "bf16"]),
     (SolverConfig, "solver", "seed", [-1]),
     (DataConfig, "data", "short_side", [31]),
     (DataConfig, "data", "long_side", [599]),

@@ -17,7 +17,7 @@ from pipelines.manifest import Manifest, Part, read_manifest, write_manifest
 from pipelines.options import InspectConfig
 from pipelines.schema import SHARD_ROW, Category, ShardMeta
 
-CATEGORIES = (Category(1, 3, "cat"), Category(2, 17, "dog"), Category(3, 20, "yak"))
+CATEGORIES = (Category(1, 3, "cat"), Category(2, 17, "dog"), Category(3, 20, "[yak]"))
 GREY = 100
 
 
@@ -91,10 +91,10 @@ def test_every_number_of_the_report(shards: Path) -> None:
     assert [cells[:5] for cells in table] == [
         ["cat", "3", "4", "0", "2"],
         ["dog", "17", "1", "1", "2"],
-        ["yak", "20", "0", "0", "0"],
+        ["[yak]", "20", "0", "0", "0"],
     ]
     assert [len(cells[5]) for cells in table] == [24, 6, 0]
-    assert "classes without an instance: yak" in lines
+    assert "classes without an instance: [yak]" in lines
     assert "set aside when sharding: 1 x broken polygon, 1 x image file missing" in lines
     assert "  image 9: image file missing: 9.png" in lines
     assert "  image 1, annotation 8: broken polygon: part 0" in lines

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray.data
 import torch
 
 from msrcnn.config import DataConfig
@@ -33,7 +34,10 @@ def groups(tmp_path_factory):
 
 def steps_of(groups, workers: int, first_step: int = 0) -> list[list[Batch]]:
     """Each step's batches, one a worker, of two epochs, through the splitter that Ray Train uses."""
+    context = ray.data.DataContext.get_current()
+    whole, context.target_max_block_size = context.target_max_block_size, 4096  # less than an image or two
     rows = training_rows(training_plan(groups, SEED, 2, STEPS, workers, BATCH // workers, first_step))
+    context.target_max_block_size = whole
     rows.context.execution_options.preserve_order = True
     collate = TrainingCollate(DataConfig(SIZE, SIZE), SEED)
 

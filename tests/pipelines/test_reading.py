@@ -7,26 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.manifest import Manifest, Part
 from pipelines.reading import (
-    ROUND_STEPS,
     Piece,
     RowGroup,
     epoch_groups,
     evaluation_rows,
-    read_rows,
     round_steps,
-    row_groups,
     training_plan,
     training_rows,
 )
-from pipelines.storage import locate
 
 BATCH = 12
 
 
 def groups_of(*rows: int) -> list[RowGroup]:
-    return [RowGroup(f"part-{i}", 0, n) for i, n in enumerate(rows)]
+    return [RowGroup(f"part-{i}", 0, n, 100_000 * n) for i, n in enumerate(rows)]
 
 
 GROUPS = groups_of(16, 16, 16, 16, 16, 7, 90)  # 177 rows
@@ -76,7 +71,7 @@ def test_a_stream_begins_at_any_step(first_step: int, workers: int) -> None:
 
 
 def test_rounds_that_do_not_divide_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.reading.ROUND_STEPS", (4, 4))
+    monkeypatch.setattr("pipelines.reading.ROUND_STEPS", 4)
     assert STEPS % 4
     steps = steps_of(2, 2)
     assert steps == steps_of(4, 2)
@@ -107,28 +102,23 @@ def test_the_order_of_row_groups_follows_from_seed_and_epoch() -> None:
     assert [g.path for g in epoch_groups(GROUPS, 1, 0)] != order[0]
 
 
+@pytest.mark.parametrize("rows", [[61], [31, 8]])
+def test_what_is_left_out_is_drawn_anew_each_epoch(rows: list[int]) -> None:
+    """In a data set of few row groups too: with 16 images a step every image is used in some of 30 epochs."""
+    groups = groups_of(*rows)
+    plan = training_plan(groups, 0, 30, sum(rows) // 16, 1, 16)
+    assert len({row for piece in plan for row in emitted(piece)}) == sum(rows)
+
+
 @pytest.mark.parametrize(
-    ("batch", "steps", "want"), [(16, 7000, 64), (4, 150, 64), (512, 230, 8), (64, 99, 16), (4, 5, 5)]
-)
-def test_steps_of_a_round(batch: int, steps: int, want: int) -> None:
-    assert round_steps(batch, steps) == want
-    assert ROUND_STEPS == (8, 64)
-
-
-def test_row_groups_and_rows_behind_urls(tmp_path):
-    """fsspec's memory file system is as far from a local path as an object store."""
-    folder = locate(f"memory:/{tmp_path}")
-    table = pa.table({"image_id": range(40)})
-    for name in ("a", "b"):
-        with (folder / name).writing() as sink:
-            pq.write_table(table, sink, row_group_size=16)
-    parts = tuple(Part(name, 40, 0, 0, "") for name in ("a", "b"))
-    groups = row_groups(Manifest(folder.url, "x", (), parts, {}, {}))
-    assert [(g.path, g.index, g.rows) for g in groups] == [
-        (f"memory:/{tmp_path}/{name}", i, rows) for name in ("a", "b") for i, rows in enumerate((16, 16, 8))
-    ]
-    rows = read_rows([groups[1].path, groups[5].path], [1, 2])
-    assert rows["image_id"].to_pylist() == [*range(16, 32), *range(32, 40)]
+    ("batch", "steps", "megabytes", "want"),
+    [(16, 7000, 0.16, 64), (4, 150, 0.16, 64), (512, 230, 0.16, 2), (64, 99, 0.16, 16), (4, 5, 0.16, 5),
+     (16, 7000, 5, 6), (16, 7000, 60, 1)],
+)  # fmt: skip
+def test_steps_of_a_round(batch: int, steps: int, megabytes: float, want: int) -> None:
+    """Bounded in rows and in bytes, but never less than a step."""
+    groups = [RowGroup("part", 0, 64, int(64 * megabytes * 1e6)), RowGroup("part", 1, 32, int(32 * megabytes * 1e6))]
+    assert round_steps(groups, batch, steps) == want
 
 
 @pytest.fixture
@@ -136,7 +126,7 @@ def part(tmp_path):
     """One file of 40 rows in row groups of 8, and its row groups."""
     path = str(tmp_path / "part.parquet")
     pq.write_table(pa.table({"image_id": range(40)}), path, row_group_size=8)
-    return [RowGroup(path, i, 8) for i in range(5)]
+    return [RowGroup(path, i, 8, 64) for i in range(5)]
 
 
 @pytest.mark.ray

@@ -159,6 +159,12 @@ def test_strict_fails_instead_and_leaves_nothing(little: ShardConfig) -> None:
     strict = replace(little, strict=True)
     (little.images / "2.jpeg").write_bytes(b"broken")
     (little.images / "4.jpeg").write_bytes(encoded("jpeg", 4)[:300])
+    lenient = replace(little, out=little.out.with_name("lenient"))
+    assert shard(lenient, log=lambda _: None).rows == 10
+    with pytest.raises(
+        InputError, match=r"without --strict, and what was set aside is 1 x image truncated, 1 x image u"
+    ):
+        shard(replace(lenient, strict=True), log=lambda _: None)
     told = r"1 x image truncated, 1 x image undecodable \(first: image \d: .*\); nothing was kept, because of --strict$"
     with pytest.raises(InputError, match=rf"little.json: {told}"):
         shard(strict, log=lambda _: None)

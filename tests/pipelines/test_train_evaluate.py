@@ -153,8 +153,9 @@ def test_a_finished_detector_is_calibrated(trained, tmp_path):
     from pipelines.train import train
 
     source = trained[0].run / "model.pt"
+    solver = replace(trained[0].solver, precision="bfloat16")
     config = replace(
-        trained[0], run=tmp_path / "run", max_steps=2, weights=str(source),
+        trained[0], run=tmp_path / "run", max_steps=2, weights=str(source), solver=solver,
         tracking=f"sqlite:///{tmp_path}/mlflow.db", model=replace(trained[0].model, trained="maskiou"),
     )  # fmt: skip
     lines: list[str] = []
