@@ -38,7 +38,7 @@ from cluster.session import connect
 from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
 from msrcnn.config import DataConfig
 from msrcnn.structures import Batch
-from pipelines.ingest import TrainingCollate
+from pipelines.ingest import StepImages, TrainingCollate
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.reading import read_rows, row_groups, training_plan, training_rows
 from pipelines.shard import ShardConfig, shard
@@ -132,11 +132,12 @@ class RowCollate:
     def __init__(self, data: DataConfig, seed: int) -> None:
         self.collate = TrainingCollate(data, seed)
 
-    def __call__(self, rows: list[Any]) -> Batch:
+    def __call__(self, rows: list[Any]) -> StepImages:
         import pyarrow as pa
 
         table = pa.concat_tables(rows)
-        return self.collate(table.append_column("epoch", pa.array([0] * len(rows), pa.int32())))
+        zeros = pa.array([0] * len(rows), pa.int32())
+        return self.collate(table.append_column("epoch", zeros).append_column("step", zeros))
 
 
 def one_thread(_: int) -> None:
@@ -155,7 +156,7 @@ def loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], settings:
 def ours(manifest: Manifest, settings: Settings) -> Iterable[Any]:
     """The stream that a training worker reads, through the splitter that Ray Train puts before its workers."""
     steps = manifest.rows // settings.batch
-    plan = training_plan(row_groups(manifest), settings.seed, settings.epochs, steps, 1, settings.batch)
+    plan = training_plan(row_groups(manifest), settings.seed, settings.epochs, steps, settings.batch, 1)
     rows = training_rows(plan)
     rows.context.execution_options.preserve_order = True
     (feed,) = rows.streaming_split(1, equal=True)

@@ -19,7 +19,7 @@ import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from benchmarks.images import Sample, data_folder, full_image_masks, read_truth, training_batch
-from benchmarks.measuring import parser_of, print_result, print_settings
+from benchmarks.measuring import parser_of, peak_memory, print_result, print_settings
 from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
 from msrcnn.config import DataConfig
 from msrcnn.data.batching import decode_image, make_batch
@@ -62,15 +62,6 @@ def dense_shape(sample: Sample, data: DataConfig) -> tuple[int, ...]:
     assert targets is not None
     assert targets[0]["masks"].dtype == torch.uint8
     return tuple(targets[0]["masks"].shape)
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes.
-
-    Read from Linux's own record of it: `getrusage` gives a child that was just started its parent's peak.
-    """
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def load(way: str, sample: Sample, data: DataConfig) -> int:

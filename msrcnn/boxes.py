@@ -27,10 +27,14 @@ def area(boxes: Tensor) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union [..., N, M] of boxes a [..., N, 4] with boxes b [..., M, 4]; 0 where both are empty."""
-    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])  # [..., N, M, 2]
-    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])  # [..., N, M, 2]
-    side = (high - low).clamp(min=0)
-    inter = side[..., 0] * side[..., 1]  # [..., N, M]
+
+    def overlap(axis: int) -> Tensor:
+        # One axis at a time: a CPU goes through [..., N, M] twice as fast as through [..., N, M, 2].
+        low = torch.maximum(a[..., :, None, axis], b[..., None, :, axis])  # [..., N, M]
+        high = torch.minimum(a[..., :, None, axis + 2], b[..., None, :, axis + 2])  # [..., N, M]
+        return (high - low).clamp(min=0)
+
+    inter = overlap(0) * overlap(1)  # [..., N, M]
     union = area(a)[..., :, None] + area(b)[..., None, :] - inter
     return inter / union.clamp(min=1e-9)
 

@@ -85,6 +85,9 @@ class RoIConfig:
 class MaskIoUConfig:
     """The MaskIoU head and its training (the paper, sections 3.2 and 4.3)."""
 
+    enabled: bool = True
+    """False leaves the head out: Mask R-CNN, the paper's baseline (Tables 1, 2, 4 and 5), whose masks are ranked by
+    class score"""
     input: MaskIoUInput = "a"
     """what the head sees, by the letter of Table 4 and Fig. 4. a: the target class's mask concatenated with the RoI
     feature; b: the two multiplied; c: the masks of all classes with the RoI feature; d: as a, mask and RoI feature at
@@ -174,6 +177,12 @@ class ModelConfig:
         )
         require(self.neck in ("fpn", "none"), "model.neck", self.neck, "fpn or none")
         require(self.trained in ("all", "maskiou"), "model.trained", self.trained, "all or maskiou")
+        require(
+            self.trained == "all" or self.maskiou.enabled,
+            "maskiou.enabled",
+            self.maskiou.enabled,
+            "True with model.trained = 'maskiou', which trains that head alone",
+        )
         require(
             self.norm in ("frozen_bn", "sync_bn", "group_norm"),
             "model.norm",

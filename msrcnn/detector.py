@@ -64,7 +64,11 @@ class SharedFeatures(NamedTuple):
 
 
 class MaskScoringRCNN(nn.Module):
-    """The detector. Called with a batch in training mode it returns losses, in testing mode detections."""
+    """The detector. Called with a batch in training mode it returns losses, in testing mode detections.
+
+    Attributes:
+        maskiou: the MaskIoU head; None where the configuration leaves it out, which makes this a Mask R-CNN.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,8 +84,10 @@ class MaskScoringRCNN(nn.Module):
         else:
             self.box = BoxHead(channels, config.hidden, classes)
             self.mask = MaskHead(channels, classes)
-        design, mask_size = config.maskiou.input, self.mask.mask_size
-        self.maskiou = MaskIoUHead(channels, config.channels, config.hidden, classes, design, mask_size)
+        self.maskiou: MaskIoUHead | None = None
+        if config.maskiou.enabled:  # the last part, so that the same seed gives the others the same initial weights
+            design, mask_size = config.maskiou.input, self.mask.mask_size
+            self.maskiou = MaskIoUHead(channels, config.channels, config.hidden, classes, design, mask_size)
         if config.trained == "maskiou":
             for part in self.finished():
                 part.requires_grad_(False)
@@ -164,7 +170,10 @@ class MaskScoringRCNN(nn.Module):
     def mask_losses(
         self, pooler: PyramidPooler, batch: Batch, targets: Targets, rois: SampledRoIs, shared: SharedFeatures | None
     ) -> dict[str, Tensor]:
-        """Losses of the mask and MaskIoU heads over the positive RoIs, which fill the first slots of [B, S]."""
+        """Losses of the mask and MaskIoU heads over the positive RoIs, which fill the first slots of [B, S].
+
+        Without a MaskIoU head that of the mask head alone.
+        """
         images, all_slots = rois.labels.shape
         slots = min(all_slots, self.config.roi.positive_samples)
         boxes, labels, instances, _ = (flat(x[:, :slots]) for x in rois)
@@ -183,27 +192,21 @@ class MaskScoringRCNN(nn.Module):
             coverage = torch.zeros_like(logits)
         else:
             coverage = sample_on_rois(targets.masks, batch, image, slot, roi, self.mask.mask_size)
-        mask = mask_loss(logits, (coverage >= 0.5).float(), positive)
-
-        matched = MatchedRoIs(roi, label, slot, image)
-        scored = self.maskiou_features(pooler, features, image, roi)
-        return {"mask": mask} | self.maskiou_losses(batch, targets, matched, scored, logits, masks, coverage)
-
-    def maskiou_losses(
-        self, batch: Batch, targets: Targets, rois: MatchedRoIs, features: Tensor, logits: Tensor, masks: Tensor,
-        coverage: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Loss of the MaskIoU head over positive RoIs: what it reads, and how far each instance covers each RoI."""
-        config = self.config.maskiou
-        target = maskiou_targets(config, masks, coverage, rois, batch, targets)
+        losses = {"mask": mask_loss(logits, (coverage >= 0.5).float(), positive)}
+        if self.maskiou is None:
+            return losses
+        config, matched = self.config.maskiou, MatchedRoIs(roi, label, slot, image)
+        target = maskiou_targets(config, masks, coverage, matched, batch, targets)
         # No stop-gradient: the loss reaches the features and the mask through the head's input (the paper, Fig. 3).
-        predicted = self.maskiou(features, logits, masks)  # [N, K]
-        return {"maskiou": config.weight * maskiou_loss(predicted, target.values, target.trained)}
+        scored = self.maskiou_features(self.maskiou, pooler, features, image, roi)
+        predicted = self.maskiou(scored, logits, masks)  # [N, K]
+        return losses | {"maskiou": config.weight * maskiou_loss(predicted, target.values, target.trained)}
 
-    def maskiou_features(self, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor) -> Tensor:
-        """The MaskIoU head's RoI features: the mask head's, or pooled again at a higher resolution (input (d))."""
-        size = self.maskiou.size
-        return features.pooled if size == self.mask.size else pooler(image, boxes, size)  # [N, C, size, size]
+    def maskiou_features(
+        self, head: MaskIoUHead, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor
+    ) -> Tensor:
+        """What `head` reads of RoIs: the mask head's features, or pooled again at a higher resolution (input (d))."""
+        return features.pooled if head.size == self.mask.size else pooler(image, boxes, head.size)  # [N, C, size, size]
 
     # Testing
 
@@ -220,17 +223,21 @@ class MaskScoringRCNN(nn.Module):
         features = self.roi_features(pooler, image, roi, self.mask.size)
         all_masks = self.mask(features.deep)  # logits [N, K, M, M]
         logits = of_class(all_masks, label)  # [N, M, M]
-        iou = self.maskiou(self.maskiou_features(pooler, features, image, roi), logits, all_masks).float()  # [N, K]
-        iou = iou.gather(1, (label - 1)[:, None]).squeeze(1)  # [N]
         probability = logits.float().sigmoid()  # [N, M, M]
         side = self.mask.mask_size
         masks = probability.new_zeros(images * slots, side, side).index_copy(0, where, probability)
-        maskious = iou.new_zeros(images * slots).index_copy(0, where, iou)
+        if self.maskiou is None:  # a mask score is then the class score
+            maskious = torch.ones_like(selected.scores)  # [B, D]
+        else:
+            scored = self.maskiou_features(self.maskiou, pooler, features, image, roi)
+            iou = self.maskiou(scored, logits, all_masks).float()  # [N, K]
+            iou = iou.gather(1, (label - 1)[:, None]).squeeze(1)  # [N]
+            maskious = iou.new_zeros(images * slots).index_copy(0, where, iou).view(images, slots)  # [B * D] -> [B, D]
         return Detections(
             selected.boxes,
             selected.labels,
             selected.scores,
-            maskious.view(images, slots),  # [B * D] -> [B, D]
+            maskious,
             masks.view(images, slots, side, side),  # [B * D, M, M] -> [B, D, M, M]
             selected.valid,
         )

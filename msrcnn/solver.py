@@ -1,9 +1,9 @@
-"""Optimiser and learning rate (the paper, section 4.1)."""
+"""Optimiser, learning rate (the paper, section 4.1), and steps that can be left out without asking the device."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msrcnn.config import SolverConfig
 
@@ -24,7 +24,10 @@ def learning_rate(config: SolverConfig, step: int, steps_per_epoch: int) -> floa
 
 
 def make_optimizer(model: nn.Module, config: SolverConfig) -> torch.optim.SGD:
-    """SGD with momentum over the trainable parameters; biases at twice the rate and without decay."""
+    """SGD with momentum over the trainable parameters; biases at twice the rate and without decay.
+
+    It is torch's fused one, which `guarded_step` needs, with its momentum at zero. The model must be on its device.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     weights = [p for name, p in trained if not name.endswith("bias")]
     biases = [p for name, p in trained if name.endswith("bias")]
@@ -32,7 +35,30 @@ def make_optimizer(model: nn.Module, config: SolverConfig) -> torch.optim.SGD:
         {"params": weights, "lr_factor": 1.0, "weight_decay": config.weight_decay},
         {"params": biases, "lr_factor": BIAS_LR_FACTOR, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        # Left to torch, the first step's buffers are memory that nobody has written to until a step is taken.
+        # A first step from zeros is torch's own: 0.9 * 0 + gradient.
+        for p in (*weights, *biases):
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def guarded_step(optimizer: torch.optim.SGD, ok: Tensor) -> None:
+    """A step where `ok` holds; where it does not, weights and momentum stay the same to the last bit.
+
+    The host learns nothing of it and waits for nothing: fused optimisers read on the device whether gradients were
+    found to be infinite (as `torch.amp.GradScaler` tells them) and then write nothing.
+
+    Args:
+        optimizer: one of `make_optimizer`.
+        ok: bool scalar on the parameters' device.
+    """
+    optimizer.found_inf = ok.logical_not().float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]  # else it would guard steps that others take
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

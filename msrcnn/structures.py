@@ -86,7 +86,7 @@ class Detections:
     boxes: Tensor  # float [B, D, 4]: x0, y0, x1, y1 in network pixels
     labels: Tensor  # int64 [B, D]: category 1..C
     class_scores: Tensor  # float [B, D], after SoftNMS: what boxes are ranked by
-    maskious: Tensor  # float [B, D]: predicted MaskIoU of the predicted class, not clamped
+    maskious: Tensor  # float [B, D]: predicted MaskIoU of the predicted class, not clamped; 1 without a MaskIoU head
     masks: Tensor  # float [B, D, M, M]: foreground probability of the predicted class inside the box
     valid: Tensor  # bool [B, D]
 

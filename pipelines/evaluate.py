@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 from cluster.session import connect
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.inference import infer, store
+from pipelines.inference import Pool, infer, store
 from pipelines.manifest import Manifest, read_manifest, written_aside
 from pipelines.options import EvaluateConfig
 from pipelines.progress import duration
 from pipelines.reading import evaluation_rows, row_groups
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, read_detections, score, summary_metrics
+from pipelines.storage import Location, locate, on_disk
 from pipelines.summary_table import summary_lines
 from pipelines.tracking import Tracker, absolute
 
@@ -51,6 +52,15 @@ def check_output(out: Path) -> None:
         raise InputError(f"{out}: is not empty; choose another --out")
 
 
+def other_categories(known: Sequence[str], manifest: Manifest) -> str:
+    """How a model's categories differ from the shards'; empty if they do not."""
+    asked = [c.name for c in manifest.categories]
+    if list(known) == asked:
+        return ""
+    return next((f"{a!r} where the shards have {b!r}" for a, b in zip(known, asked, strict=False) if a != b),
+                f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
+
+
 def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summary:
     """Detects, stores, scores, logs.
 
@@ -62,11 +72,9 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     check_output(out)
     manifest = read_manifest(config.shards)
     weights, record = find_model(config.model)
-    known = [name for _, _, name in load_model(weights).categories]
-    asked = [c.name for c in manifest.categories]
-    if known != asked:
-        wrong = next((f"{a!r} where the shards have {b!r}" for a, b in zip(known, asked, strict=False) if a != b),
-                     f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
+    with on_disk(weights) as path:
+        known = [name for _, _, name in load_model(path).categories]
+    if wrong := other_categories(known, manifest):
         raise InputError(f"{weights}: its categories are not those of {config.shards} ({wrong}); "
                          "use a model that was trained for this data set")  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
@@ -79,7 +87,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     )  # fmt: skip
     try:
         detect(config, manifest, weights, out, log)
-        summary = score(manifest, read_detections(out / DETECTIONS), config.bootstrap, config.seed)
+        summary = score(manifest, read_detections(locate(out / DETECTIONS)), config.bootstrap, config.seed)
         for line in summary_lines(summary):
             log(line)
         with written_aside(out / SUMMARY) as aside:
@@ -99,7 +107,9 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     return summary
 
 
-def detect(config: EvaluateConfig, manifest: Manifest, weights: Path, out: Path, log: Callable[[str], None]) -> None:
+def detect(
+    config: EvaluateConfig, manifest: Manifest, weights: Location, out: Path, log: Callable[[str], None]
+) -> None:
     """Runs the inference stage into `out`/detections, whole or not at all."""
     log(f"detecting on {manifest.name}: {manifest.rows} images")
     aside = out / f".{DETECTIONS}"
@@ -108,12 +118,10 @@ def detect(config: EvaluateConfig, manifest: Manifest, weights: Path, out: Path,
     aside.mkdir(parents=True)
     with connect(config.address):
         groups = row_groups(manifest)
-        rows = infer(
-            evaluation_rows(groups), weights.absolute(), batch=config.batch,
-            actors=config.actors or len(groups), gpu=config.gpu,
-        )  # fmt: skip
+        pool = Pool.of_cluster(config.actors or len(groups), config.gpu)
+        rows = infer(evaluation_rows(groups), weights.url, config.batch, pool)
         began = time.monotonic()
-        store(rows, aside)
+        store(rows, locate(aside))
     aside.rename(out / DETECTIONS)
     seconds = time.monotonic() - began
     log(f"detected in {duration(seconds)}, {manifest.rows / seconds:.1f} images/s, start of the processes included")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,41 +11,22 @@ import ray.data
 import torch
 
 from msrcnn.data.batching import make_batch
+from msrcnn.detection_rows import detection_rows
 from msrcnn.errors import InputError
-from msrcnn.masks import paste_and_encode
 from msrcnn.rows import ImageTruth
-from msrcnn.structures import Batch, Detections
+from msrcnn.structures import Detections
 from msrcnn.weights import load_model
 from pipelines.ingest import truths_of
 from pipelines.schema import DETECTION_ROW
+from pipelines.storage import Location, locate, on_disk
 
 ACTOR_CPUS = 0.8
 """What an inference process asks of a machine without GPUs: its readers and writers need the rest of each CPU."""
 WRITER_CPUS = 0.1
-
-
-def detection_rows(batch: Batch, found: Detections, images: list[ImageTruth]) -> list[dict[str, Any]]:
-    """Detections as rows of `DETECTION_ROW`, masks pasted and encoded at image resolution.
-
-    An image without a detection gives one row whose category is null.
-    """
-    found = found.to("cpu")
-    scores = found.mask_scores
-    rows: list[dict[str, Any]] = []
-    for b, truth in enumerate(images):
-        common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
-        valid = found.valid[b]
-        boxes = found.boxes[b, valid] / batch.scales[b].flip(0).repeat(2)  # [n, 4]: divided by x, y, x, y scale
-        limit = torch.tensor([truth.width, truth.height] * 2)
-        boxes = torch.minimum(boxes, limit)
-        rles = paste_and_encode(found.masks[b, valid], boxes, truth.height, truth.width)
-        columns = zip(
-            found.labels[b, valid].tolist(), boxes.tolist(), found.class_scores[b, valid].tolist(),
-            found.maskious[b, valid].tolist(), scores[b, valid].tolist(), rles, strict=True,
-        )  # fmt: skip
-        names = ("category", "bbox", "class_score", "maskiou", "mask_score", "rle")
-        rows += [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
-    return rows
+RESERVED_CPUS = 0.4
+"""Left to the readers and writers of a training and of an evaluation beside it."""
+LEAST_CPUS = 0.1
+"""With less for inference, an evaluation beside a training is refused."""
 
 
 class Detector:
@@ -54,7 +35,8 @@ class Detector:
     def __init__(self, weights: str, gpu: bool, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if gpu else "cpu")
-        checkpoint = load_model(Path(weights))
+        with on_disk(locate(weights)) as path:
+            checkpoint = load_model(path)
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -86,35 +68,71 @@ class Detector:
         return detection_rows(batch, found, truths)
 
 
-def infer(rows: ray.data.Dataset, weights: Path, *, batch: int, actors: int, gpu: bool) -> ray.data.Dataset:
+@dataclass(frozen=True)
+class Pool:
+    """The processes of the inference stage."""
+
+    actors: int
+    threads: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of_cluster(cls, actors: int, gpu: bool) -> Pool:
+        """All that the cluster has, at most `actors` processes.
+
+        Raises:
+            InputError: GPUs are asked for and there is none.
+        """
+        resources = ray.cluster_resources()
+        available = int(resources.get("GPU" if gpu else "CPU", 0))
+        if gpu and available == 0:
+            raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
+        actors = max(1, min(actors, available))
+        if gpu:
+            return cls(actors, 1, 1.0, 1.0)
+        # As many threads as keep all cores of a node busy when fewer processes than cores were asked for.
+        node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
+        threads = max(1, min(node, available // actors))
+        return cls(actors, threads, ACTOR_CPUS * threads, 0.0)
+
+    @classmethod
+    def beside(cls, cpus: float, gpus: float) -> Pool:
+        """What workers that reserve so much leave free.
+
+        Raises:
+            InputError: they leave nothing.
+        """
+        resources = ray.cluster_resources()
+        if free := int(resources.get("GPU", 0) - gpus):
+            return cls(free, 1, 1.0, 1.0)
+        left = resources.get("CPU", 0) - cpus - RESERVED_CPUS
+        if left < LEAST_CPUS:
+            raise InputError(f"--validation: the workers reserve {cpus:g} of the cluster's {resources.get('CPU', 0):g} "
+                             "CPUs; evaluating beside them needs half a CPU; lower --cpus")  # fmt: skip
+        return cls(max(1, int(left / ACTOR_CPUS)), 1, min(ACTOR_CPUS, left), 0.0)
+
+
+def infer(rows: ray.data.Dataset, weights: str, batch: int, pool: Pool) -> ray.data.Dataset:
     """The detection rows of a data set of shard rows.
 
     Args:
         rows: shard rows.
-        weights: a model file that every node sees.
+        weights: a model file that every node sees, a local path or a URL.
         batch: images a step.
-        actors: inference processes, but no more than the cluster has GPUs or CPUs.
-        gpu: one GPU each.
+        pool: of processes.
     """
-    resources = ray.cluster_resources()
-    available = int(resources.get("GPU" if gpu else "CPU", 0))
-    if gpu and available == 0:
-        raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
-    actors = max(1, min(actors, available))
-    # On CPUs, as many threads as keep all cores of a node busy when fewer processes than cores were asked for.
-    node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
-    threads = 1 if gpu else max(1, min(node, available // actors))
-    share = {"num_gpus": 1, "num_cpus": 1} if gpu else {"num_cpus": ACTOR_CPUS * threads}
+    share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
     return rows.map_batches(
         Detector,
-        fn_constructor_kwargs={"weights": str(weights), "gpu": gpu, "threads": threads},
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        fn_constructor_kwargs={"weights": weights, "gpu": pool.gpus > 0, "threads": pool.threads},
+        compute=ray.data.ActorPoolStrategy(size=pool.actors),
         batch_size=batch,
         batch_format="pyarrow",
         **share,
     )
 
 
-def store(rows: ray.data.Dataset, folder: Path) -> None:
+def store(rows: ray.data.Dataset, folder: Location) -> None:
     """Writes detection rows as Parquet files into `folder`."""
-    rows.write_parquet(str(folder), ray_remote_args={"num_cpus": WRITER_CPUS})
+    rows.write_parquet(folder.path, filesystem=folder.filesystem, ray_remote_args={"num_cpus": WRITER_CPUS})

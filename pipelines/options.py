@@ -57,8 +57,9 @@ class TrainConfig:
 
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
-    run: Path
-    """run directory: checkpoints, metrics, the final model; on a cluster every node must see it"""
+    run: str | Path
+    """run directory: checkpoints, metrics, the final model; a local path, which on a cluster every node must see, or a
+    URL"""
     preset: str = "r18-fpn"
     """settings to start from, by the paper's name; the options below change single fields"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,12 +68,33 @@ class TrainConfig:
     weights: str | None = None
     """weights to start from: a model file, a torchvision ResNet or Mask R-CNN file, or torchvision's name of such
     weights, as ResNet50_Weights.IMAGENET1K_V1"""
-    workers: int = 1
-    """training processes; the images of a step are divided among them"""
+    from_checkpoint: str | None = None
+    """start a new run from the weights of another: its run directory, one of its checkpoints or its model file; the
+    model must be the same"""
+    workers: str = "1"
+    """training processes, which share the images of a step: a number, or MIN:MAX to go on with as many as the cluster
+    has at the time"""
+    images_at_once: int = 0
+    """images that a worker computes at a time; gradients are accumulated over its share of a step; 0: all of its
+    share"""
     gpu: bool = False
     """one GPU a worker"""
+    cpus: float = 0.0
+    """CPUs that a worker reserves; 0: half a CPU, or a whole one with --gpu; readers need some of the others"""
     threads: int = 0
     """CPU threads a worker computes with; 0: this machine's cores divided by the workers"""
+    compile: bool = False
+    """compile the network (torch.compile)"""
+    checkpoint_minutes: float = 15.0
+    """time between checkpoints inside an epoch; each epoch ends with one too"""
+    keep: int = 2
+    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation"""
+    validation: str | Path | None = None
+    """shards to evaluate on while training goes on"""
+    validate_every: int = 1
+    """epochs between evaluations on --validation; the last epoch is always evaluated"""
+    register: str = "msrcnn"
+    """name of the finished model in MLflow's registry"""
     max_steps: int | None = None
     """end after this many steps, a checkpoint included"""
     tracking: str | None = None
@@ -83,19 +105,32 @@ class TrainConfig:
     """Ray cluster to join; a local Ray if absent"""
 
     def __post_init__(self) -> None:
-        require(self.workers >= 1, "--workers", self.workers, "at least 1")
-        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+        _, high = self.worker_range
+        for name in ("images_at_once", "threads", "cpus"):
+            require(getattr(self, name) >= 0, f"--{name.replace('_', '-')}", getattr(self, name), "0 or more")
+        for name in ("keep", "validate_every"):
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
         require(self.max_steps is None or self.max_steps >= 1, "--max-steps", self.max_steps, "at least 1")
-        require(self.solver.batch % self.workers == 0, "--solver.batch", self.solver.batch,
-                f"a multiple of --workers ({self.workers})")  # fmt: skip
+        require(high <= self.solver.batch, "--workers", self.workers, f"at most --solver.batch ({self.solver.batch})")
+        require(not (self.weights and self.from_checkpoint), "--from-checkpoint", self.from_checkpoint,
+                "absent with --weights: a run begins with one or the other")  # fmt: skip
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        low, _, high = str(self.workers).partition(":")
+        good = low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)
+        require(good, "--workers", self.workers, "a number from 1, or MIN:MAX")
+        return int(low), int(high or low)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Detect on shards, store the detections as rows, compute every number from them."""
 
-    model: Path
-    """run directory of a finished training, or a model file"""
+    model: str | Path
+    """run directory of a finished training, or a model file; a local path or a URL"""
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
     out: Path

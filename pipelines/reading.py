@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,13 +82,16 @@ class Piece:
     """What one reading task is to do: a worker's images of a round of steps, or of its last steps.
 
     The rows of `groups`, permuted in each and joined, from `start` on are `stretches` stretches of `length` rows. Step
-    by step, from step `skip` of the round on, one row of each is emitted.
+    by step, from step `skip` of the round on, one row of each is emitted, and empty rows up to `slots`: all workers
+    are given equally many rows, whether or not a step's images can be divided by their number.
     """
 
     seed: int
     epoch: int
+    step: int  # of the whole training, its first
     number: int  # of the first group in the epoch
     stretches: int
+    slots: int
     length: int
     skip: int
     start: int
@@ -96,10 +100,10 @@ class Piece:
     @property
     def rows(self) -> int:
         """Rows that it emits."""
-        return self.stretches * (self.length - self.skip)
+        return self.slots * (self.length - self.skip)
 
     def order(self) -> np.ndarray:
-        """Which rows of its joined groups, as they are read, it emits, in order, int64 [rows]."""
+        """Which rows of its joined groups, as they are read, it emits, in order, int64 [rows]; -1: an empty row."""
         permuted, begin = [], 0
         for number, group in enumerate(self.groups, start=self.number):
             generator = np.random.default_rng([self.seed, self.epoch, number])
@@ -107,7 +111,12 @@ class Piece:
             begin += group.rows
         used = np.concatenate(permuted)[self.start : self.start + self.stretches * self.length]
         stretches = used.reshape(self.stretches, self.length)[:, self.skip :]  # [stretches * length] -> [.., steps]
-        return stretches.T.reshape(-1)  # [stretches, steps] -> [steps * stretches]
+        filled = np.pad(stretches, ((0, self.slots - self.stretches), (0, 0)), constant_values=-1)  # [slots, steps]
+        return filled.T.reshape(-1)  # [slots, steps] -> [steps * slots]
+
+    def steps(self) -> np.ndarray:
+        """The training's step of each row that it emits, int64 [rows]."""
+        return np.repeat(np.arange(self.length - self.skip) + self.step, self.slots)
 
     def columns(self) -> dict[str, Any]:
         """As one row that Arrow understands."""
@@ -117,38 +126,44 @@ class Piece:
         }  # fmt: skip
 
 
+def slots_of(batch: int, workers: int) -> int:
+    """Rows that each of `workers` is given for a step of `batch` images, some of them empty if need be."""
+    return -(-batch // workers)
+
+
 def training_plan(
-    groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, workers: int, share: int, first_step: int = 0
+    groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int, first_step: int = 0
 ) -> list[Piece]:
     """The pieces from step `first_step` of the training on, in order.
 
     Ray Data gives each worker whole blocks, the next one to the worker that has had the fewest rows. So pieces come in
     rounds of one a worker, all of one size: every worker has its images of a round before any gets the next round's.
-    An epoch emits `steps * workers * share` rows; the rest, fewer than a step's, is left out.
+    An epoch emits `steps * batch` images; the rest, fewer than a step's, is left out.
 
     Args:
         groups: the data set's row groups.
         seed: what the order follows from, with the number of the epoch.
         epochs: of the whole training.
         steps: an epoch's.
-        workers: training processes.
-        share: images a worker takes in a step.
+        batch: images of a step, over all workers.
+        workers: training processes, at most `batch`.
         first_step: counted over all epochs.
     """
     plan: list[Piece] = []
+    shares = [batch * worker // workers for worker in range(workers + 1)]  # where each worker's images begin
     for epoch in range(first_step // steps, epochs):
         ordered = epoch_groups(groups, seed, epoch)
         ends = np.cumsum([g.rows for g in ordered])
         begin = max(first_step - epoch * steps, 0)
-        length = round_steps(groups, workers * share, steps)
+        length = round_steps(groups, batch, steps)
         for first in range(begin // length * length, steps, length):
-            taken = min(length, steps - first)
-            for worker in range(workers):
-                position = first * workers * share + worker * share * taken
-                low, high = np.searchsorted(ends, [position, position + share * taken - 1], side="right")
+            taken, skip = min(length, steps - first), max(begin - first, 0)
+            for share, next_share in pairwise(shares):
+                position, stop = first * batch + share * taken, first * batch + next_share * taken
+                low, high = np.searchsorted(ends, [position, stop - 1], side="right")
                 start = position - int(ends[low] - ordered[low].rows)
-                plan.append(Piece(seed, epoch, int(low), share, taken, max(begin - first, 0), start,
-                                  ordered[low : high + 1]))  # fmt: skip
+                plan.append(Piece(seed, epoch, epoch * steps + first + skip, int(low), next_share - share,
+                                  slots_of(batch, workers), taken, skip, start, ordered[low : high + 1]))  # fmt: skip
     return plan
 
 
@@ -156,12 +171,14 @@ def _read_piece(plan: pa.Table) -> Iterator[pa.Table]:
     for columns in plan.to_pylist():
         piece = Piece(groups=[RowGroup(**group) for group in columns.pop("groups")], **columns)
         rows = read_rows([g.path for g in piece.groups], [g.index for g in piece.groups])
-        rows = rows.take(pa.array(piece.order()))
-        yield rows.append_column("epoch", pa.array(np.full(rows.num_rows, piece.epoch, dtype=np.int32)))
+        order = piece.order()
+        rows = rows.take(pa.array(order, mask=order < 0))  # a null takes an empty row
+        rows = rows.append_column("epoch", pa.array(np.full(rows.num_rows, piece.epoch, dtype=np.int32)))
+        yield rows.append_column("step", pa.array(piece.steps()))
 
 
 def training_rows(plan: Sequence[Piece]) -> ray.data.Dataset:
-    """A stream of shard rows with a column `epoch`, a block a piece."""
+    """A stream of shard rows with columns `epoch` and `step`, a block a piece."""
     rows = _tasks([piece.columns() for piece in plan], _read_piece)
     rows.context.target_max_block_size = None  # a block that Ray Data cuts would be dealt to two workers
     return rows

@@ -1,12 +1,17 @@
-"""A training's run directory: what was run, its metrics, and the model at the end.
+"""A training's run directory: what was run, its metrics, and the model at the end. A local path or a URL.
 
 run.json        settings, data set and MLflow run; written first
-initial.pt      with --weights: the model that training begins with
+initial.pt      with --weights or --from-checkpoint: the model that training begins with
 metrics.jsonl   one line a record, as training reported it
-step-...        checkpoints, kept by Ray Train, with its checkpoint_manager_snapshot.json
+images/         which images each step had, a file an epoch (`pipelines.lineage`)
+step-...        checkpoints (`pipelines.checkpoints`), with Ray Train's list of them
+validation/     with --validation: an evaluation's numbers a checkpoint (`pipelines.validation`)
+best.pt         with --validation: the model with the highest mask AP so far
 .lock           held by the process that trains
 .workers        held by its workers, which may outlive it by some seconds
 model.pt        the finished model; its presence means that the training is complete
+
+Locks are for local run directories. Behind a URL, whoever starts the same run twice at a time damages it.
 """
 
 from __future__ import annotations
@@ -17,17 +22,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from msrcnn.config import difference
 from msrcnn.errors import InputError
-from pipelines.manifest import written_aside
+from pipelines.storage import Location, Place, locate
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 INITIAL = "initial.pt"
+IMAGES = "images"
 MODEL = "model.pt"
+BEST = "best.pt"
+TRACKED = ".tracked"
+"""Says that MLflow has everything of a finished run."""
+VALIDATION = "validation"
 LOCK = ".lock"
 WORKERS = ".workers"
 ORPHAN_SECONDS = 120.0
@@ -44,29 +53,28 @@ class RunRecord:
     mlflow_address: str
 
 
-def read_record(folder: Path) -> RunRecord | None:
+def read_record(folder: Location) -> RunRecord | None:
     """The run's record, or None where there is none.
 
     Raises:
         InputError: the record is damaged.
     """
     path = folder / RUN
-    if not path.is_file():
+    if path.size() is None:
         return None
     try:
-        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+        return RunRecord(**json.loads(path.read()))
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a run's record ({error}); choose another --run") from None
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
+def write_record(folder: Location, record: RunRecord) -> None:
     """Writes the record and makes the folder if it is absent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_aside(folder / RUN) as aside:
-        aside.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    folder.make_folder()
+    (folder / RUN).write((json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
-def check_same(folder: Path, record: RunRecord, settings: dict[str, Any]) -> None:
+def check_same(folder: Location, record: RunRecord, settings: dict[str, Any]) -> None:
     """Refuses to go on in the directory of another run.
 
     Raises:
@@ -79,24 +87,17 @@ def check_same(folder: Path, record: RunRecord, settings: dict[str, Any]) -> Non
         )
 
 
-def drop_records_after(folder: Path, step: int) -> None:
-    """Leaves in metrics.jsonl the records up to `step`: those after it belong to steps that are run again."""
-    path = folder / METRICS
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    with written_aside(path) as aside:
-        aside.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
-
-
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes of this machine out of the run directory.
+def locked(folder: Location) -> Iterator[None]:
+    """Keeps other processes of this machine out of a local run directory.
 
     Raises:
         InputError: another process is in it.
     """
-    with (folder / LOCK).open("w") as lock:
+    if folder.local is None:
+        yield
+        return
+    with (folder.local / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -105,21 +106,26 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def working(folder: Path) -> Iterator[None]:
+def working(folder: Location) -> Iterator[None]:
     """Marks this process as one of the run's workers for as long as the block, or the process, lasts."""
-    with (folder / WORKERS).open("w") as lock:
+    if folder.local is None:
+        yield
+        return
+    with (folder.local / WORKERS).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
 
-def wait_for_workers(folder: Path, log: Callable[[str], None], seconds: float = ORPHAN_SECONDS) -> None:
+def wait_for_workers(folder: Location, log: Callable[[str], None], seconds: float = ORPHAN_SECONDS) -> None:
     """Returns once no worker of an earlier attempt, on this machine, still writes into the run directory.
 
     Raises:
         InputError: one is still there after `seconds`.
     """
+    if folder.local is None:
+        return
     start, told = time.monotonic(), False
-    with (folder / WORKERS).open("w") as lock:
+    with (folder.local / WORKERS).open("w") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,16 +140,17 @@ def wait_for_workers(folder: Path, log: Callable[[str], None], seconds: float = 
             time.sleep(0.1)
 
 
-def find_model(path: Path) -> tuple[Path, RunRecord | None]:
-    """The model file that `path` (a run directory or a file) means, and its run's record if it has one.
+def find_model(place: Place) -> tuple[Location, RunRecord | None]:
+    """The model file that `place` (a run directory or a file) means, and its run's record if it has one.
 
     Raises:
         InputError: there is no model there.
     """
-    if path.is_file():
-        return path, read_record(path.parent)
-    if (path / MODEL).is_file():
-        return path / MODEL, read_record(path)
-    if (path / RUN).is_file():
-        raise InputError(f"{path}: the training in it is not finished (no {MODEL}); run its `msrcnn train` again")
-    raise InputError(f"{path}: neither a run directory nor a model file; train one with `msrcnn train`")
+    place = locate(place)
+    if place.size() is not None:
+        return place, read_record(place.parent)
+    if (place / MODEL).size() is not None:
+        return place / MODEL, read_record(place)
+    if (place / RUN).size() is not None:
+        raise InputError(f"{place}: the training in it is not finished (no {MODEL}); run its `msrcnn train` again")
+    raise InputError(f"{place}: neither a run directory nor a model file; train one with `msrcnn train`")

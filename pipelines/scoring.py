@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from msrcnn.metrics.maskiou import MaskIoUStats, ScoreBin, maskiou_stats, score_
 from msrcnn.rows import ImageDetections, ImageTruth
 from pipelines.ingest import truths_of
 from pipelines.manifest import Manifest
-from pipelines.storage import open_parquet
+from pipelines.storage import Location, open_parquet
 
 TRUTH_COLUMNS = ["image_id", "height", "width", "instances"]
 
@@ -42,7 +41,7 @@ class Summary:
     bins: tuple[ScoreBin, ...]
 
 
-def read_detections(folder: Path) -> pa.Table:
+def read_detections(folder: Location) -> pa.Table:
     """The stored rows, ordered by image and, in an image, by descending class score."""
     table = pa.dataset.dataset(str(folder), format="parquet").to_table()
     order = [("image_id", "ascending"), ("class_score", "descending")]

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import re
+import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,8 @@ RENAMING = ("local", "hdfs")
 """Arrow's names of the file systems whose renaming is atomic."""
 LISTINGS = 16
 """Folders listed at a time: each listing waits, for an object store perhaps a second."""
+CHUNK = 2**22
+"""Bytes copied at a time."""
 ASIDE = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{12}")
 """Under what name a file is written before it is renamed."""
 
@@ -62,6 +65,16 @@ class Location:
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def local(self) -> Path | None:
+        """The path on this machine's own file system; None where it is another."""
+        return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
+
+    @property
+    def renames(self) -> bool:
+        """Whether its file system renames atomically."""
+        return _renames(self.filesystem)
 
     def is_folder(self) -> bool:
         """Whether it is there and a folder; in an object store, whether any name begins with it."""
@@ -109,6 +122,13 @@ class Location:
                     self.filesystem.delete_file(target)
             raise
 
+    @property
+    def parent(self) -> Location:
+        """The folder that it is in."""
+        base, mark, query = self.url.partition("?") if "://" in self.url else (self.url, "", "")
+        return Location(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/",
+                        f"{base.rstrip('/').rpartition('/')[0] or '/'}{mark}{query}")  # fmt: skip
+
     def make_folder(self) -> None:
         """With its parents; does nothing if it is there."""
         if self.path:  # else the root
@@ -118,6 +138,17 @@ class Location:
         """Deletes the file; does nothing if it is not there."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path)
+
+    def remove_folder(self) -> None:
+        """Deletes the folder and what is in it; does nothing if it is not there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.path)
+
+    def copy_to(self, other: Location) -> None:
+        """Copies the file; the other is whole or absent."""
+        with self.filesystem.open_input_stream(self.path) as source, other.writing() as sink:
+            while chunk := source.read(CHUNK):
+                sink.write(chunk)
 
     def _info(self) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.path)
@@ -175,6 +206,18 @@ def locate(place: Place) -> Location:
             f"{_shown(text)}: no file system for it ({_shown(reason)}); install one for fsspec, or correct the URL"
         ) from error
     return Location(filesystem, path, text.rstrip("/") if "?" not in text else text)
+
+
+@contextmanager
+def on_disk(place: Location) -> Iterator[Path]:
+    """The file where this machine's programs can open it: itself if it is local, else a copy for the block's length."""
+    if place.local is not None:
+        yield place.local
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = locate(Path(folder) / (place.name or "file"))
+        place.copy_to(copy)
+        yield Path(copy.path)
 
 
 def open_parquet(url: str) -> pq.ParquetFile:

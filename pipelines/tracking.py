@@ -4,18 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msrcnn.errors import InputError
+from pipelines.mlflow_errors import reason
+from pipelines.provenance import provenance
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
 DEFAULT_ADDRESS = f"{SQLITE}mlflow.db"
 MAX_PARAM = 500
 """Longest parameter value that MLflow takes everywhere."""
+MAX_METRICS, MAX_SETTINGS = 1000, 100
+"""Most metrics, and most parameters or tags, that MLflow takes in a call."""
+COMMIT_TAG = "mlflow.source.git.commit"
+"""Where MLflow's own pages look for the commit."""
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",
+}
+"""MLflow's settings where the user has none. By its own, one call to a server that hangs would last a quarter of an
+hour; and a model would get the `pyproject.toml` of whatever folder we are in."""
+QUIET = {
+    "mlflow": logging.WARNING,  # both report each table of a new database
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # what these two warn of is raised as well
+    "urllib3.connectionpool": logging.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of a curve."""
+
+    key: str
+    value: float
+    timestamp: int  # milliseconds since 1970
+    step: int
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,33 +91,45 @@ def absolute(address: str) -> str:
 class Tracker:
     """One MLflow run, new or continued.
 
+    A continued run needs no server to begin with: what is sent reaches it or raises, call by call.
+
     Args:
         address: MLflow tracking address; MLFLOW_TRACKING_URI, else a SQLite file in this folder, if absent.
-        experiment: created if there is none of that name.
+        experiment: of a new run; created if there is none of that name.
         run_id: continue this run; a new one if absent.
         run_name: of a new run.
 
     Raises:
-        InputError: the address cannot be used.
+        InputError: the address cannot be used; that a server answers there is asked of new runs only.
     """
 
     def __init__(self, address: str | None, experiment: str, run_id: str | None = None, run_name: str = "") -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in ("mlflow", "alembic"):  # they report each table of a new database
-            logging.getLogger(name).setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        for name, level in QUIET.items():
+            logging.getLogger(name).setLevel(level)
         self.address = absolute(address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS)
+        if run_id:
+            self.run_id = run_id
+            return
         try:
-            self.client = MlflowClient(self.address)
-            self.run_id = run_id or self._new_run(experiment, run_name)
-            if run_id:
-                self.client.update_run(run_id, status="RUNNING")
+            self.run_id = self._new_run(experiment, run_name)
         except InputError:
             raise
         except Exception as error:  # a database, a server or a driver of any kind
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"MLflow at {self.address}: {reason}; give another --tracking") from None
+            raise InputError(f"MLflow at {self.shown}: {reason(error)}; give another --tracking") from None
+
+    @property
+    def shown(self) -> str:
+        """The address as messages show it: without a password."""
+        return re.sub(r"//([^:/@]*):[^/]*@", r"//\1:***@", self.address)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client; made on first use, because a database must answer for one."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.address)
 
     def _new_run(self, experiment: str, run_name: str) -> str:
         found = self.client.get_experiment_by_name(experiment)
@@ -89,29 +140,53 @@ class Tracker:
             experiment_id = self.client.create_experiment(experiment, artifact_location=location)
         else:
             experiment_id = found.experiment_id
-        return self.client.create_run(experiment_id, run_name=run_name or None).info.run_id
+        tags = provenance()
+        if "git_commit" in tags:
+            tags[COMMIT_TAG] = tags["git_commit"].removesuffix("-dirty")
+        return self.client.create_run(experiment_id, run_name=run_name or None, tags=tags).info.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Settings, nested dicts with dotted names."""
         from mlflow.entities import Param
 
         items = [Param(key, str(value)[:MAX_PARAM]) for key, value in flatten(values).items()]
-        for start in range(0, len(items), 100):  # MLflow's limit a call
-            self.client.log_batch(self.run_id, params=items[start : start + 100])
+        for start in range(0, len(items), MAX_SETTINGS):
+            self.client.log_batch(self.run_id, params=items[start : start + MAX_SETTINGS])
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """What may change in the life of a run; a tag that is there already is replaced."""
+        from mlflow.entities import RunTag
+
+        items = [RunTag(key, str(value)) for key, value in values.items()]
+        for start in range(0, len(items), MAX_SETTINGS):
+            self.client.log_batch(self.run_id, tags=items[start : start + MAX_SETTINGS])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at a step; those that are not finite are left out."""
+        now = int(time.time() * 1000)
+        self.points([Point(k, float(v), now, step) for k, v in values.items() if math.isfinite(v)])
+
+    def points(self, points: Sequence[Point]) -> None:
+        """Values of curves; one that the run has already, to the millisecond, is not stored twice."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        finite = [(k, float(v)) for k, v in values.items() if abs(float(v)) < float("inf")]
-        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in finite])
+        items = [Metric(p.key, p.value, p.timestamp, p.step) for p in points]
+        for start in range(0, len(items), MAX_METRICS):
+            self.client.log_batch(self.run_id, metrics=items[start : start + MAX_METRICS])
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file, kept with the run."""
         self.client.log_artifact(self.run_id, str(path), folder)
 
+    def reopen(self) -> None:
+        """Says that a continued run goes on."""
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Says that the run has ended: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
     def close(self, status: str = "FINISHED") -> None:
-        """Ends the run: FINISHED, FAILED or KILLED. A server that is gone must not hide why the run ends."""
+        """`end`, if it can be said: a server that is gone must not hide why the run ends."""
         with contextlib.suppress(Exception):
-            self.client.set_terminated(self.run_id, status)
+            self.end(status)

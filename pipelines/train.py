@@ -1,293 +1,186 @@
 """`msrcnn train`: shards stream through Ray Data into Ray Train workers.
 
-The driver prepares the run directory and the MLflow run, starts `train_loop` on each worker, and meanwhile prints and
-stores what rank 0 reports. The run directory is Ray Train's own, so the same command again goes on where it stopped.
+The driver prepares the run directory and the MLflow run, starts `train_loop` on each worker, and meanwhile stores and
+shows what they tell. Killed at any moment, the same command goes on from the last checkpoint: the run directory is Ray
+Train's own, and everything in it is either whole or absent.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import threading
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.data
-import ray.train
-import torch
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-
 from cluster.session import connect
-from msrcnn.config import to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.pretrained import load_weights
 from msrcnn.weights import save_model
-from pipelines.manifest import Manifest, read_manifest, written_aside
+from pipelines.checkpoints import checkpoint_name, next_step, tidy
+from pipelines.display import Display
+from pipelines.job import Job
+from pipelines.manifest import Manifest, read_manifest
+from pipelines.mlflow_model import log_model
 from pipelines.options import TrainConfig
-from pipelines.progress import Follower, Mailbox, duration
-from pipelines.reading import RowGroup, row_groups, training_plan, training_rows
+from pipelines.outbox import Outbox
+from pipelines.progress import duration
 from pipelines.run_directory import (
+    BEST,
     INITIAL,
     LOCK,
-    METRICS,
     MODEL,
+    TRACKED,
     WORKERS,
     RunRecord,
     check_same,
-    drop_records_after,
     locked,
     read_record,
     wait_for_workers,
     write_record,
 )
+from pipelines.storage import Location, locate, on_disk
 from pipelines.tracking import Tracker
-from pipelines.train_loop import POSITION, Job, checkpoint_name, train_loop
+from pipelines.train_setup import check_resources, initial_model, prepare
+from pipelines.validation import validating
+from pipelines.worker_group import Bookkeeper, fit
+
+TRACKING_SECONDS = 60.0
+"""How long the end waits for a tracking server; what it did not take is sent by the same command again."""
 
 
 @dataclass(frozen=True)
 class TrainReport:
     """What a training left behind."""
 
-    model: Path
+    model: Location
     steps: int
     seconds: float
 
 
-def next_step(run: Path) -> int:
-    """The step at which Ray Train will resume the run: that of the last checkpoint it has on record, 0 if none."""
-    snapshot = run / "checkpoint_manager_snapshot.json"  # Ray Train's own list of committed checkpoints
-    if not snapshot.is_file():
-        return 0
-    latest = json.loads(snapshot.read_text()).get("latest_checkpoint_result")
-    if not latest:
-        return 0
-    return json.loads((run / latest["checkpoint_dir_name"] / POSITION).read_text())["step"]
-
-
-def remaining_rows(groups: list[RowGroup], job: Job, run: Path, workers: int) -> ray.data.Dataset:
-    """The stream of images from the run's last checkpoint on. Called anew whenever a worker group starts."""
-    steps = job.steps_per_epoch
-    begin = min(next_step(run), job.total_steps - 1)  # Ray Data wants rows even where all steps are done
-    epochs, share = -(-job.total_steps // steps), job.solver.batch // workers
-    return training_rows(training_plan(groups, job.solver.seed, epochs, steps, workers, share, begin))
-
-
-def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
-    """The workers' job, but for the mailbox, and the settings by which a run is recognised.
-
-    Raises:
-        InputError: the data set is smaller than one step, or layers would be frozen at random values.
-    """
-    if config.model.trained == "maskiou" and config.weights is None:
-        raise InputError("--model.trained maskiou trains the MaskIoU head of a finished detector; give --weights")
-    frozen = config.model.norm == "frozen_bn" or config.model.frozen_stages > 0
-    if frozen and config.weights is None:
-        raise InputError(
-            "--model.norm frozen_bn and --model.frozen-stages freeze what nothing has trained; give --weights, or "
-            "train from scratch with --model.norm group_norm --model.frozen-stages 0"
-        )
-    steps = manifest.rows // config.solver.batch
-    if steps == 0:
-        raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
-                         f"{config.solver.batch}; lower it")  # fmt: skip
-    model = replace(config.model, num_classes=len(manifest.categories))
-    categories = tuple((c.number, c.source_id, c.name) for c in manifest.categories)
-    total = steps * config.solver.epochs
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
-    job = Job(
-        model,
-        config.solver,
-        config.data,
-        categories,
-        steps,
-        min(total, config.max_steps or total),
-        threads,
-        str(config.run.absolute() / INITIAL) if config.weights else None,
-        str(config.run.absolute()),
-        None,
-    )
-    settings = {
-        "model": to_dict(model),
-        "solver": to_dict(config.solver),
-        "data": to_dict(config.data),
-        "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
-        "weights": config.weights,
-    }
-    return job, settings
-
-
-def left_out(job: Job, manifest: Manifest) -> str:
-    """How many images of an epoch, fewer than a step's, are not used; others each epoch."""
-    rest = manifest.rows - job.steps_per_epoch * job.solver.batch
-    return f" ({rest} images left out of each epoch)" if rest else ""
-
-
-def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
-    """The model that a run with `--weights` begins with; prints what came of loading them.
-
-    Raises:
-        InputError: the weights cannot be used.
-    """
-    assert config.weights is not None
-    torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
-    model = MaskScoringRCNN(job.model)
-    report = load_weights(model, config.weights, [name for _, _, name in job.categories])
-    for line in report.lines():
-        log(line)
-    absent = [name for name in report.missing if not name.startswith("maskiou.")]
-    if job.model.trained == "maskiou" and absent:
-        raise InputError(f"{config.weights}: {absent[0]} and {len(absent) - 1} more tensors are not in it, and "
-                         "--model.trained maskiou does not train them; give a whole Mask R-CNN")  # fmt: skip
-    return model
-
-
-def train(config: TrainConfig, log: Callable[[str], None] = print) -> TrainReport:
+def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> TrainReport:
     """Trains, or goes on with, the run in `config.run`.
 
+    Args:
+        log: takes plain lines; printed if absent, with a live line on a terminal.
+
     Raises:
-        InputError: the shards or the run directory cannot be used.
+        InputError: the shards or the run directory cannot be used, or training cannot go on.
     """
-    run = config.run.absolute()
-    manifest = read_manifest(config.shards)
-    job, settings = prepare(config, manifest)
-    record = read_record(run)
-    if record is None and run.exists() and any(path.name not in (LOCK, WORKERS) for path in run.iterdir()):
-        raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
-    if record is not None:
-        check_same(run, record, settings)
-        if (run / MODEL).is_file() and next_step(run) >= job.total_steps:
-            log(f"{run}: already trained, nothing to do")
-            return TrainReport(run / MODEL, job.total_steps, 0.0)
-    begun = config.weights is None or next_step(run) > 0 or (run / INITIAL).is_file()
-    initial = None if begun else initial_model(config, job, log)
-    run.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
-    with locked(run):
-        return train_locked(config, job, manifest, settings, record, initial, log)
-
-
-def train_locked(
-    config: TrainConfig, job: Job, manifest: Manifest, settings: dict[str, Any], record: RunRecord | None,
-    initial: MaskScoringRCNN | None, log: Callable[[str], None],
-) -> TrainReport:  # fmt: skip
-    """`train` from where the run directory is ours alone."""
     began = time.monotonic()
-    run = config.run.absolute()
+    run = locate(config.run)
+    manifest = read_manifest(config.shards)
+    validation = read_manifest(config.validation) if config.validation is not None else None
+    job, settings = prepare(config, manifest)
+    with Display(job, log) as display:
+        record = read_record(run)
+        if record is None and any(name not in (LOCK, WORKERS) for name in run.list()):
+            raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
+        if record is not None:
+            check_same(run, record, settings)
+        done = record is not None and (run / MODEL).size() is not None and _step(run) >= job.total_steps
+        if done and (run / TRACKED).size() is not None:
+            display.log(f"{run}: already trained, nothing to do")
+            return TrainReport(run / MODEL, job.total_steps, 0.0)
+        begun = record is not None and (job.initial is None or (run / INITIAL).size() is not None)
+        initial = None if begun else initial_model(config, job, display.log)
+        run.make_folder()  # fails before anything is noted elsewhere
+        with locked(run):
+            tracker = start_run(config, job, settings, record, initial)
+            del initial
+            with telling(tracker, run, display) as outbox:
+                books = Bookkeeper(job, display.record, outbox.record, display.log)
+                for line in books.metrics.values():  # what MLflow has of them, it takes no second time
+                    outbox.record(line)
+                if not done:
+                    display.log(headline(job, manifest, run))
+                    run_workers(config, job, manifest, validation, books, display)
+                outbox.do("the model", lambda: hand_over(run, tracker, config))
+    seconds = time.monotonic() - began
+    display.log(f"trained in {duration(seconds)}: {run / MODEL}")
+    return TrainReport(run / MODEL, job.total_steps, seconds)
+
+
+def _step(run: Location) -> int:
+    try:
+        return next_step(run)
+    except ValueError:  # a list of checkpoints that `tidy` will repair
+        return 0
+
+
+def headline(job: Job, manifest: Manifest, run: Location) -> str:
+    """What is going to be done."""
+    rest = job.rows - job.steps_per_epoch * job.solver.batch
+    left_out = f" ({rest} images left out of each epoch)" if rest else ""
+    return (
+        f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
+        f"{job.total_steps} steps of {job.solver.batch} images{left_out}; run directory {run}"
+    )
+
+
+def start_run(
+    config: TrainConfig, job: Job, settings: dict[str, Any], record: RunRecord | None, initial: MaskScoringRCNN | None
+) -> Tracker:
+    """The MLflow run, new or that of the record; a new run's directory gets its record and initial weights."""
+    run = locate(config.run)
     address = config.tracking or (record.mlflow_address if record else None)
     tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name)
     if record is None:
         tracker.params({**settings, "workers": config.workers, "gpu": config.gpu})
         write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
     if initial is not None:
-        save_model(run / INITIAL, initial, job.data, job.categories)
-        del initial
-    log(f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
-        f"{job.total_steps} steps of {config.solver.batch} images{left_out(job, manifest)}; "
-        f"run directory {run}")  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(Path(folder) / INITIAL, initial, job.data, job.categories)
+            (locate(folder) / INITIAL).copy_to(run / INITIAL)
+    return tracker
+
+
+@contextmanager
+def telling(tracker: Tracker, run: Location, display: Display) -> Iterator[Outbox]:
+    """A thread that tells MLflow what is put into it, and at the end how the run ended."""
+    outbox = Outbox(tracker, display.log).start()
+    outbox.do("that the run goes on", tracker.reopen)
     try:
-        with connect(config.address):
-            check_resources(config)
-            wait_for_workers(run, log)
-            drop_records_after(run, next_step(run))
-            (run / MODEL).unlink(missing_ok=True)  # of a training that --max-steps ended earlier
-            fit(config, job, manifest, run, tracker, log)
-        last = finished_checkpoint(run, job)
-        tracker.artifact(last, "model")
-        with written_aside(run / MODEL) as aside:  # its presence says that all is done
-            aside.write_bytes(last.read_bytes())
+        yield outbox
     except BaseException as error:
-        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        outbox.do("how the run ended", lambda: tracker.end(status))
+        outbox.close(TRACKING_SECONDS / 6)
         raise
-    tracker.close()
-    seconds = time.monotonic() - began
-    log(f"trained in {duration(seconds)}: {run / MODEL}")
-    return TrainReport(run / MODEL, job.total_steps, seconds)
+    outbox.do("that the run has ended", tracker.end)
+    missing = outbox.close(TRACKING_SECONDS)
+    if missing:
+        display.log(f"warning: MLflow at {tracker.shown} does not have {', '.join(missing)}; the same command again "
+                    "sends it")  # fmt: skip
+    else:
+        (run / TRACKED).write(b"")
 
 
-def worker_resources(config: TrainConfig) -> dict[str, float]:
-    """What a worker asks of the cluster.
-
-    Two cores must hold a worker and its readers: half a CPU leaves room for both.
-    """
-    return {"GPU": 1, "CPU": 1} if config.gpu else {"CPU": 0.5}
-
-
-def check_resources(config: TrainConfig) -> None:
-    """Raises InputError where the cluster can never hold the workers; Ray Train would wait for ever."""
-    for name, need in worker_resources(config).items():
-        wanted, there = need * config.workers, ray.cluster_resources().get(name, 0)
-        if wanted > there:
-            raise InputError(f"--workers {config.workers}: they need {wanted:g} {name}, the Ray cluster has {there:g}; "
-                             "ask for fewer, leave out --gpu, or join another --address")  # fmt: skip
-
-
-def fit(
-    config: TrainConfig, job: Job, manifest: Manifest, run: Path, tracker: Tracker, log: Callable[[str], None]
+def run_workers(
+    config: TrainConfig, job: Job, manifest: Manifest, validation: Manifest | None, books: Bookkeeper, display: Display
 ) -> None:
-    """Runs the worker group to the end, following what it reports."""
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
-    groups = row_groups(manifest)
-    options = ray.data.ExecutionOptions(preserve_order=True)
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": replace(job, mailbox=mailbox)},
-        scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpu, resources_per_worker=worker_resources(config)
-        ),
-        run_config=RunConfig(
-            name=run.name, storage_path=str(run.parent), checkpoint_config=CheckpointConfig(num_to_keep=2)
-        ),
-        datasets={"train": partial(remaining_rows, groups, job, run, config.workers)},
-        dataset_config=ray.train.DataConfig(execution_options=options, enable_shard_locality=False),
-    )
-    reporter = Reporter(job, tracker, log)
-    with Follower(mailbox, run / METRICS, reporter) as follower:
-        interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit()
-        except SystemExit:  # what Ray Train makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        except ray.train.WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if isinstance(failure, InputError):
-                    raise failure from None
-            raise
-        finally:  # it leaves its own handler behind
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)
-    if follower.error is not None:
-        log(f"warning: not every record was reported ({follower.error}); see {run / METRICS}")
-
-
-class Reporter:
-    """Prints each record as one plain line and logs it to MLflow."""
-
-    def __init__(self, job: Job, tracker: Tracker, log: Callable[[str], None]) -> None:
-        self.job, self.tracker, self.log = job, tracker, log
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        left = (self.job.total_steps - record["step"]) * self.job.solver.batch / record["images_per_second"]
-        parts = " ".join(
-            f"{name.removeprefix('loss/')} {value:.3f}" for name, value in record.items() if name.startswith("loss/")
-        )
-        self.log(
-            f"epoch {record['epoch']:5.2f}  step {record['step']}/{self.job.total_steps}  {parts}  "
-            f"lr {record['lr']:.4f}  {record['images_per_second']:.1f} images/s  "
-            f"waiting for data {record['data_wait']:.0%}  left {duration(left)}"
-        )
-        self.tracker.metrics({k: v for k, v in record.items() if k != "step"}, record["step"])
-
-
-def finished_checkpoint(run: Path, job: Job) -> Path:
-    """The model file of the run's last checkpoint, which must be that of the last step."""
+    """Trains to the last step and leaves the model in the run directory."""
+    run = locate(job.run)
+    with connect(config.address):
+        check_resources(config)
+        wait_for_workers(run, display.log)
+        tidy(run, display.log)
+        (run / MODEL).remove()  # of a training that --max-steps ended earlier
+        (run / TRACKED).remove()
+        with validating(config, job, validation, books.record, display.log):
+            if next_step(run) < job.total_steps:
+                fit(config, job, manifest, books)
     step = next_step(run)
     if step < job.total_steps:
         raise RuntimeError(f"{run}: the last checkpoint is at step {step} of {job.total_steps}")
-    return run / checkpoint_name(step) / MODEL
+    (run / checkpoint_name(step) / MODEL).copy_to(run / MODEL)  # its presence says that all is done
+
+
+def hand_over(run: Location, tracker: Tracker, config: TrainConfig) -> None:
+    """Gives MLflow the finished model, and the best where validation chose one."""
+    for name, file in (("model", MODEL), ("best", BEST)):
+        if (run / file).size() is not None:
+            with on_disk(run / file) as path:
+                log_model(tracker, path, name, config.register if name == "model" else None)

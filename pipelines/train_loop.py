@@ -2,210 +2,154 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from msrcnn.config import DataConfig, ModelConfig, SolverConfig
+from msrcnn.compiling import compile_parts
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
-from msrcnn.structures import Batch
-from msrcnn.weights import load_model, read_plain, save_model, write_aside
-from pipelines.ingest import TrainingCollate
-from pipelines.run_directory import MODEL, working
+from msrcnn.solver import guarded_step, learning_rate, make_optimizer, set_learning_rate
+from pipelines.checkpoints import Checkpoints, restore
+from pipelines.guard import Guard, NotFiniteError, StepTerms
+from pipelines.ingest import StepImages, TrainingCollate
+from pipelines.job import Job
+from pipelines.mailbox import Post
+from pipelines.meter import Meter
+from pipelines.reading import slots_of
+from pipelines.run_directory import working
+from pipelines.storage import locate
+from pipelines.waiting import Watch
 
-REPORT_STEPS = 20
-"""Steps between two records; the losses stay on the device until then."""
 PREFETCH = 4
-"""Batches decoded ahead, by as many threads."""
-DELIVERY_SECONDS = 60.0
-"""How long a checkpoint waits for records on their way to the driver; training goes on without them then."""
-TRAINING = "training.pt"
-POSITION = "position.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is told."""
-
-    model: ModelConfig
-    solver: SolverConfig
-    data: DataConfig
-    categories: tuple[tuple[int, int, str], ...]
-    steps_per_epoch: int
-    total_steps: int
-    threads: int
-    initial: str | None
-    """model file to begin with, if it is not random weights"""
-    run: str
-    """run directory"""
-    mailbox: Any
-
-
-def total_of(losses: dict[str, Tensor]) -> Tensor:
-    """What is minimised: the sum of the losses."""
-    return torch.stack(list(losses.values())).sum()
-
-
-class Meter:
-    """Sums on the device and reads it, for a record to the driver, only every `REPORT_STEPS` steps."""
-
-    def __init__(self, job: Job, rank: int, step: int) -> None:
-        self.job, self.rank = job, rank
-        self.on_the_way: list[Any] = []
-        self._reset(step, None)
-
-    def _reset(self, step: int, now: float | None) -> None:
-        self.first, self.waited, self.began = step, 0.0, now
-        self.sums: dict[str, Tensor] = {}
-
-    def arrived(self, asked: float) -> None:
-        """Counts the time since `asked` as waiting for a batch; the first one's is the start of the pipeline."""
-        now = time.perf_counter()
-        if self.began is None:
-            self.began = now
-        else:
-            self.waited += now - asked
-
-    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
-        """Counts step `step` (from 0)."""
-        for name, value in {**losses, "total": total_of(losses), "gradient_norm": norm}.items():
-            self.sums[name] = value.detach() + self.sums.get(name, 0)
-        done = step + 1
-        if done % REPORT_STEPS == 0 or done == self.job.total_steps or done % self.job.steps_per_epoch == 0:
-            self._send(done)
-
-    def _send(self, done: int) -> None:
-        steps, seconds = done - self.first, time.perf_counter() - (self.began or 0.0)
-        means = {name: float(value) / steps for name, value in self.sums.items()}
-        bad = sorted(name for name, value in means.items() if not abs(value) < float("inf"))
-        if bad:
-            raise InputError(f"step {done}: {', '.join(bad)} not finite; lower --solver.lr or set --solver.clip-norm")
-        if self.rank == 0:
-            norm = means.pop("gradient_norm")
-            record = {
-                "step": done,
-                "epoch": done / self.job.steps_per_epoch,
-                **{f"loss/{name}": value for name, value in means.items()},
-                "gradient_norm": norm,
-                "lr": learning_rate(self.job.solver, done - 1, self.job.steps_per_epoch),
-                "images_per_second": steps * self.job.solver.batch / seconds,
-                "data_wait": self.waited / seconds,
-            }
-            self.on_the_way.append(self.job.mailbox.put.remote(record))
-        self._reset(done, time.perf_counter())
-
-    def deliver(self) -> None:
-        """Waits until every record has arrived: what is still on the way dies with the worker's process."""
-        if self.on_the_way:
-            ray.wait(self.on_the_way, num_returns=len(self.on_the_way), timeout=DELIVERY_SECONDS)
-        self.on_the_way = []
-
-
-def checkpoint_name(step: int) -> str:
-    """The folder, in the run directory, of the checkpoint taken after `step` steps."""
-    return f"step-{step:08d}"
-
-
-def save_checkpoint(
-    folder: Path, job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Writes the model, the optimiser's state and the position of the next step."""
-    save_model(folder / MODEL, model, job.data, job.categories)
-    write_aside(folder / TRAINING, {"optimizer": optimizer.state_dict(), "step": step})
-    (folder / POSITION).write_text(json.dumps({"step": step}))
-
-
-def restore_checkpoint(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the run's last checkpoint into model and optimiser; gives the next step.
-
-    Without one that is step 0, of the initial model if the job has one.
-    """
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        if job.initial is not None:
-            model.load_state_dict(load_model(Path(job.initial)).model.state_dict())
-        return 0
-    with checkpoint.as_directory() as folder:
-        model.load_state_dict(load_model(Path(folder) / MODEL).model.state_dict())
-        state = read_plain(Path(folder) / TRAINING, "a training state")
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-def batches(job: Job, device: torch.device) -> Iterator[Batch]:
-    """This worker's share of every step's images, from the step on that comes next."""
-    shard = ray.train.get_dataset_shard("train")
-    feed = shard.iter_torch_batches(
-        batch_size=job.solver.batch // ray.train.get_context().get_world_size(),
-        collate_fn=TrainingCollate(job.data, job.solver.seed),
-        prefetch_batches=PREFETCH,
-        drop_last=True,
-    )
-    for batch in feed:
-        yield batch.to(device, non_blocking=True)
+"""Steps whose images are decoded ahead, by as many threads."""
 
 
 def train_loop(config: dict[str, Job]) -> None:
-    """What Ray Train runs in each worker of the group."""
+    """What Ray Train runs in each worker of a group."""
     job = config["job"]
-    with working(Path(job.run)):
-        train_steps(job)
+    context = ray.train.get_context()
+    attempt = ray.get(job.mailbox.current.remote())
+    if attempt.fatal is not None:  # the driver says it once all have returned
+        return
+    post = Post(job.mailbox, attempt.number, context.get_world_rank())
+    try:
+        with working(locate(job.run)), Watch(post) as watch:
+            train_steps(job, post, watch, context.get_world_size())
+    except NotFiniteError as error:  # every worker ends here, after the same step
+        post.fatal(str(error), certain=error.mine)
+    except InputError as error:
+        post.fatal(str(error))
+        raise  # and so frees the others, which wait for this one
+    except Exception as error:
+        post.failed(error)
+        raise
 
 
-def train_steps(job: Job) -> None:
+def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:
     """The training loop, from the step after the run's last checkpoint on."""
-    rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.solver.seed)
     model = MaskScoringRCNN(job.model).to(device)
-    if device.type == "cuda" and ray.train.get_context().get_world_size() > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # only where there is a BatchNorm to train
+    if device.type == "cuda" and workers > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # only where there is a BatchNorm to train
     optimizer = make_optimizer(model, job.solver)
-    step = restore_checkpoint(job, model, optimizer)
-    network = ray.train.torch.prepare_model(model, move_to_device=False)
-    network.train()
-
-    feed = batches(job, device)
-    meter = Meter(job, rank, step)
-    limit = job.solver.clip_norm or float("inf")
+    step = restore(job, model, optimizer)
+    network = distributed(job, model, watch)
+    checkpoints = Checkpoints(job, post.rank, model, optimizer)
+    guard, meter = Guard(workers), Meter(job, post, workers, step, device)
+    if post.rank == 0:
+        post.put("note", f"{workers} workers begin at step {step}" if workers > 1 else f"begins at step {step}")
+    feed = step_images(job, workers)
     while step < job.total_steps:
         asked = time.perf_counter()
-        batch = next(feed)
+        with watch.on(f"the images of step {step + 1}"):
+            images = next(feed)
+        if images.step != step:
+            raise RuntimeError(f"the stream of images is at step {images.step}, the model at step {step}")
         meter.arrived(asked)
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=job.solver.precision == "bfloat16"):
-            losses = network(batch)
-        optimizer.zero_grad(set_to_none=True)
-        total_of(losses).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        with watch.on(f"forward, backward and the other workers' gradients in step {step + 1}"):
+            optimizer.zero_grad(set_to_none=True)
+            losses, terms = forward_backward(job, network, images, workers, device)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), job.solver.clip_norm or float("inf"))
+            fine = guard.judge(step, terms, norm, checkpoints.wanted())
         set_learning_rate(optimizer, learning_rate(job.solver, step, job.steps_per_epoch))
-        optimizer.step()
+        guarded_step(optimizer, fine)
 
-        meter.add(step, losses, norm)
+        meter.add(losses, norm, [i for part in terms.images for i in part])
         step += 1
-        if step % job.steps_per_epoch == 0 or step == job.total_steps:
-            meter.deliver()
-            report_checkpoint(job, rank, model, optimizer, step)
+        checkpoint_due = guard.asked() or step % job.steps_per_epoch == 0 or step == job.total_steps
+        if checkpoint_due or meter.due(step):
+            meter.send(step)
+        if checkpoint_due:
+            guard.asked(late=0)  # nothing is kept after a loss that is not finite
+            with watch.on(f"the checkpoint after step {step}"):
+                post.deliver()
+                checkpoints.take(step)
 
 
-def report_checkpoint(job: Job, rank: int, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Hands a checkpoint to Ray Train; a barrier for all ranks."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            save_checkpoint(Path(folder), job, model, optimizer, step)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step))
+def distributed(job: Job, model: MaskScoringRCNN, watch: Watch) -> nn.Module:
+    """The model as it is called in training: compiled if wished, and averaging gradients over the workers."""
+    model.train()
+    if job.compile:
+        compile_parts(model)
+    with watch.on("the other workers to start"):
+        return ray.train.torch.prepare_model(
+            model, move_to_device=False,
+            parallel_strategy_kwargs={"broadcast_buffers": job.model.norm == "sync_bn"},
+        )  # fmt: skip
+
+
+def step_images(job: Job, workers: int) -> Iterator[StepImages]:
+    """This worker's share of every step's images, from the step on that comes next."""
+    shard = ray.train.get_dataset_shard("train")
+    return iter(
+        shard.iter_torch_batches(
+            batch_size=slots_of(job.solver.batch, workers),
+            collate_fn=TrainingCollate(job.data, job.solver.seed, job.images_at_once),
+            prefetch_batches=PREFETCH,
+            drop_last=True,
+        )
+    )
+
+
+def forward_backward(
+    job: Job, network: nn.Module, images: StepImages, workers: int, device: torch.device
+) -> tuple[dict[str, Tensor], StepTerms]:
+    """Adds up the gradients of the step's loss over this worker's parts of it and, in the last, over all workers.
+
+    The step's loss is the mean of its parts' losses, weighted by their images.
+
+    Returns:
+        this worker's share of each loss, and every part's losses.
+    """
+    shares: dict[str, Tensor] = {}
+    values, ids = [], []
+    for number, part in enumerate(images.parts, start=1):
+        weight = len(part.image_ids) / job.solver.batch
+        ids.append(part.image_ids.tolist())
+        batch = part.to(device, non_blocking=True)
+        with accumulating(network, number < len(images.parts)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=job.solver.precision == "bfloat16"):
+                losses = network(batch)
+            stacked = torch.stack(list(losses.values()))  # [L]
+            (stacked.sum() * (weight * workers)).backward()  # DDP divides by the workers
+        values.append(stacked.detach())
+        for name, loss in losses.items():
+            shares[name] = loss.detach() * weight + shares.get(name, 0)
+    return shares, StepTerms(tuple(shares), torch.stack(values), ids)
+
+
+def accumulating(network: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
+    """Keeps workers from exchanging gradients while more parts of the step follow."""
+    if more and isinstance(network, nn.parallel.DistributedDataParallel):
+        return network.no_sync()
+    return contextlib.nullcontext()

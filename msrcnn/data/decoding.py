@@ -61,6 +61,22 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
     raise ImageError(where, Reason.IMAGE_SIZE, detail, "make the shards again")
 
 
+def upright_size(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width of an image that nothing is stated of: as its EXIF orientation shows it. Decodes no pixels.
+
+    Raises:
+        ImageError: the bytes are no known image format.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _turned(image)
+    except UnidentifiedImageError:
+        raise _undecodable(data, "no known image format", where) from None
+    except Exception as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise _undecodable(data, reason, where) from None
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))

@@ -62,8 +62,15 @@ def test_head_cost() -> None:
 
 @pytest.mark.slow
 def test_train_step() -> None:
-    found = figures(run("train_step", "--batch", "1"))
-    assert found["float32_ours_mask_rois"] == found["float32_torchvision_mask_rois"] == 16  # a quarter of 64 RoIs
-    times = {side: found[f"float32_{side}_step_ms"] for side in ("ours", "torchvision")}
+    found = figures(run("train_step", "--rounds", "2"))
+    sides = ("ours", "ours_with_head", "torchvision")
+    assert {found[f"float32_{side}_mask_rois"] for side in sides} == {16}  # a quarter of 64 RoIs
+    times = {side: found[f"float32_{side}_step_ms"] for side in sides}
     assert found["ratio"] == pytest.approx(times["torchvision"] / times["ours"], rel=0.5)
+    assert found["ratio_with_head"] == pytest.approx(times["torchvision"] / times["ours_with_head"], rel=0.5)
     assert found["float32_ours_images_per_second"] == pytest.approx(1e3 / times["ours"], rel=1e-2)
+    peaks = {side: found[f"float32_{side}_peak_bytes"] for side in sides}
+    assert found["peak_memory_ratio"] == pytest.approx(peaks["ours"] / peaks["torchvision"], rel=1e-2)
+    # Weights, gradients and momentum of 44 million parameters and more, in bytes; the head has 16 million of its own.
+    assert 2e9 > peaks["ours"] > 44e6 * 4 * 2
+    assert 0 < found["outside_share"] < 0.2

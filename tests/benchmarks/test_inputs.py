@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import head_cost, mask_output
 from benchmarks.images import INSTANCES, busy, draw_sample, full_image_masks, training_batch
-from benchmarks.train_step import dense_batch
+from benchmarks.train_sides import dense_batch
 from msrcnn.config import DataConfig
 from msrcnn.data.batching import decode_image
 from msrcnn.masks import sample_on_rois

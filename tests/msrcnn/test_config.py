@@ -94,6 +94,12 @@ def test_without_a_neck_masks_are_too_small_for_input_d() -> None:
         ModelConfig(neck="none", levels=(4,), anchor_sizes=((32, 64),), maskiou=MaskIoUConfig(input="d"))
 
 
+def test_a_head_that_is_left_out_cannot_be_what_trains() -> None:
+    with pytest.raises(InputError, match=r"maskiou\.enabled = False is not accepted; .* model\.trained = 'maskiou'"):
+        ModelConfig(trained="maskiou", maskiou=MaskIoUConfig(enabled=False))
+    assert not ModelConfig(maskiou=MaskIoUConfig(enabled=False)).maskiou.enabled
+
+
 def test_deformable_wants_the_last_stage() -> None:
     with pytest.raises(InputError, match=r"model\.deformable = True is not accepted; .* levels end below 5"):
         ModelConfig(levels=(3, 4), deformable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any, get_args
 
 import numpy as np
@@ -189,7 +190,12 @@ def on_fake_gpu(value: Any) -> Any:
     return dataclasses.replace(value, **made)
 
 
-@pytest.mark.parametrize("change", [*({"maskiou": option} for option in OPTIONS), C4, {"trained": "maskiou"}], ids=str)
+ON_A_GPU: list[dict[str, Any]] = [
+    *({"maskiou": option} for option in (*OPTIONS, MaskIoUConfig(enabled=False))), C4, {"trained": "maskiou"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ON_A_GPU, ids=str)
 def test_a_gpu_never_waits_for_the_host(change: dict[str, Any]) -> None:
     """Whatever asks a tensor without content for a value, or has a shape that depends on one, raises."""
     batch = batch_of("all", "all")
@@ -197,7 +203,8 @@ def test_a_gpu_never_waits_for_the_host(change: dict[str, Any]) -> None:
         with torch.device("cuda"):
             model = MaskScoringRCNN(dataclasses.replace(CONFIG, **change))
         losses = losses_of(model, on_fake_gpu(batch))
-        assert losses.keys() == ({"maskiou"} if "trained" in change else LOSSES)
+        without = set() if model.config.maskiou.enabled else {"maskiou"}
+        assert losses.keys() == ({"maskiou"} if "trained" in change else LOSSES - without)
         assert {loss.device.type for loss in losses.values()} == {"cuda"}
         found = detections_of(model, on_fake_gpu(dataclasses.replace(batch, targets=None)))
         side = 14 if change is C4 else 28
@@ -238,6 +245,22 @@ def test_losses_follow_the_draws_alone() -> None:
     other = losses_of(model, dataclasses.replace(batch, draws=batch.draws + 2))
     assert all(torch.equal(one[name], again[name]) for name in LOSSES)
     assert any(not torch.equal(one[name], other[name]) for name in ("rpn_objectness", "class"))
+
+
+@pytest.mark.parametrize("change", [{}, {"deformable": True}, C4, {"trained": "maskiou"}], ids=str)
+def test_a_training_step_draws_from_no_generator(change: dict[str, Any]) -> None:
+    """What is random follows from `draws`, so that a checkpoint needs no generator's state to go on as if unbroken."""
+    model, batch = make_model(dataclasses.replace(CONFIG, **change)), batch_of("all", "all")
+
+    def states() -> tuple[Any, ...]:
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002  # the global generator is what is asked about
+        return torch.get_rng_state().tolist(), random.getstate(), name, keys.tolist(), *rest
+
+    before = states()
+    torch.stack(list(losses_of(model, batch).values())).sum().backward()
+    assert states() == before
+    torch.rand(1)
+    assert states() != before
 
 
 def test_detections_are_in_the_image_ranked_and_scored() -> None:

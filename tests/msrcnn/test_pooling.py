@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from msrcnn.pooling import PyramidPooler, roi_level
+from msrcnn.pooling import LayOut, PyramidPooler, roi_level
 
 HEIGHT, WIDTH = 128, 192
 PYRAMIDS = {"C4, C5": [16, 32], "C2 to C5": [4, 8, 16, 32], "C4": [16]}
@@ -90,6 +90,26 @@ def test_a_roi_beyond_the_map_reads_its_own_edge(strides: list[int]) -> None:
         wide = F.pad(features[i][image[n], None], (0, 3, 0, 3), mode="replicate")
         want = roi_align(wide, [box[None]], 7, 1 / strides[i], sampling_ratio=2, aligned=False)
         torch.testing.assert_close(got[n, None], want, rtol=1e-4, atol=1e-4)
+
+
+def test_each_level_is_on_the_canvas_with_its_edge_going_on() -> None:
+    """Levels overlap nowhere, also where those on the right are taller together than the finest one."""
+    for sides in ([(8, 12), (4, 6), (2, 3), (1, 2)], [(20, 8), (10, 4)], [(5, 7)]):
+        levels = [torch.randn(2, 3, *side) for side in sides]
+        pooler = PyramidPooler(levels, [4 * 2**i for i in range(len(levels))])
+        used = torch.zeros_like(pooler.canvas)
+        for level, (top, left) in zip(levels, pooler.corners, strict=True):
+            want = F.pad(level, (0, 2, 0, 2), mode="replicate")
+            own = slice(top, top + want.shape[2]), slice(left, left + want.shape[3])
+            assert torch.equal(pooler.canvas[:, :, *own], want)
+            used[:, :, *own] += 1
+        assert used.max() == 1
+        assert not pooler.canvas[used == 0].any()
+
+
+def test_the_canvas_hands_back_the_gradient_of_all_its_cells() -> None:
+    levels = [torch.randn(1, 2, h, w, dtype=torch.float64, requires_grad=True) for h, w in ((4, 5), (2, 3), (1, 1))]
+    assert torch.autograd.gradcheck(lambda *x: LayOut.apply([(0, 0), (0, 7), (4, 7)], *x), levels)
 
 
 def test_levels_of_lins_equation() -> None:

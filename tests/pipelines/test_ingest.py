@@ -12,7 +12,7 @@ from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.structures import Batch
 from pipelines.ingest import TrainingCollate
 from pipelines.manifest import read_manifest
-from pipelines.reading import row_groups, training_plan, training_rows
+from pipelines.reading import row_groups, slots_of, training_plan, training_rows
 from pipelines.shard import ShardConfig, shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -36,16 +36,19 @@ def steps_of(groups, workers: int, first_step: int = 0) -> list[list[Batch]]:
     """Each step's batches, one a worker, of two epochs, through the splitter that Ray Train uses."""
     context = ray.data.DataContext.get_current()
     whole, context.target_max_block_size = context.target_max_block_size, 4096  # less than an image or two
-    rows = training_rows(training_plan(groups, SEED, 2, STEPS, workers, BATCH // workers, first_step))
+    rows = training_rows(training_plan(groups, SEED, 2, STEPS, BATCH, workers, first_step))
     context.target_max_block_size = whole
     rows.context.execution_options.preserve_order = True
     collate = TrainingCollate(DataConfig(SIZE, SIZE), SEED)
 
     def consume(iterator) -> list[Batch]:
         feed = iterator.iter_torch_batches(
-            batch_size=BATCH // workers, collate_fn=collate, prefetch_batches=4, drop_last=True
+            batch_size=slots_of(BATCH, workers), collate_fn=collate, prefetch_batches=4, drop_last=True
         )
-        return list(feed)
+        taken = list(feed)
+        assert [images.step for images in taken] == list(range(first_step, 2 * STEPS))
+        assert [images.epoch for images in taken] == [step // STEPS for step in range(first_step, 2 * STEPS)]
+        return [part for images in taken for part in images.parts]
 
     iterators = rows.streaming_split(workers, equal=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -58,7 +61,7 @@ def joined(step: list[Batch], name: str) -> torch.Tensor:
     return torch.cat([getattr(batch, name) for batch in step])
 
 
-@pytest.mark.parametrize(("workers", "first_step"), [(2, 0), (3, 0), (2, 4), (1, STEPS + 3)])
+@pytest.mark.parametrize(("workers", "first_step"), [(2, 0), (3, 0), (4, 2), (2, 4), (1, STEPS + 3)])
 def test_the_same_steps_for_any_number_of_workers(groups, workers, first_step):
     """Two epochs from their begin, and from a step inside the first or second with another number than before."""
     want, got = steps_of(groups, 1)[first_step:], steps_of(groups, workers, first_step)

@@ -13,11 +13,13 @@ from pipelines.reading import (
     epoch_groups,
     evaluation_rows,
     round_steps,
+    slots_of,
     training_plan,
     training_rows,
 )
 
 BATCH = 12
+EMPTY = ("", -1)
 
 
 def groups_of(*rows: int) -> list[RowGroup]:
@@ -31,20 +33,29 @@ STEPS = 177 // BATCH
 def emitted(piece: Piece) -> list[tuple[str, int]]:
     """Its rows as (file, row in the file)."""
     rows = [(g.path, i) for g in piece.groups for i in range(g.rows)]
-    return [rows[i] for i in piece.order()]
+    return [rows[i] if i >= 0 else EMPTY for i in piece.order()]
 
 
 def steps_of(workers: int, epochs: int, first_step: int = 0) -> list[list[tuple[str, int]]]:
     """The rows of each step, in order, as Ray Data's splitter deals the pieces."""
-    share = BATCH // workers
+    slots = slots_of(BATCH, workers)
     dealt: list[list[tuple[str, int]]] = [[] for _ in range(workers)]
-    for piece in training_plan(GROUPS, 3, epochs, STEPS, workers, share, first_step):
-        min(dealt, key=len).extend(emitted(piece))
+    numbers: list[list[int]] = [[] for _ in range(workers)]
+    for piece in training_plan(GROUPS, 3, epochs, STEPS, BATCH, workers, first_step):
+        assert piece.rows == len(emitted(piece)) == len(piece.steps())
+        worker = min(range(workers), key=lambda w: len(dealt[w]))
+        dealt[worker].extend(emitted(piece))
+        numbers[worker].extend(piece.steps())
     assert len({len(rows) for rows in dealt}) == 1
-    return [[row for rows in dealt for row in rows[begin : begin + share]] for begin in range(0, len(dealt[0]), share)]
+    steps = range(first_step, epochs * STEPS)
+    assert all(found == [step for step in steps for _ in range(slots)] for found in numbers)
+    return [
+        [row for rows in dealt for row in rows[begin : begin + slots] if row != EMPTY]
+        for begin in range(0, len(dealt[0]), slots)
+    ]
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4, 12])
+@pytest.mark.parametrize("workers", [2, 3, 4, 5, 7, 12])
 def test_steps_have_the_same_images_in_the_same_order_for_any_number_of_workers(workers: int) -> None:
     assert steps_of(workers, 3) == steps_of(1, 3)
 
@@ -91,7 +102,7 @@ def test_a_step_takes_its_images_from_all_over_its_round() -> None:
 def test_row_groups_are_read_about_once() -> None:
     groups = groups_of(*[64] * 100)
     for workers in (1, 8):
-        plan = training_plan(groups, 0, 1, 400, workers, 16 // workers)
+        plan = training_plan(groups, 0, 1, 400, 16, workers)
         assert 6400 <= sum(g.rows for piece in plan for g in piece.groups) <= 1.05 * 6400
 
 
@@ -106,7 +117,7 @@ def test_the_order_of_row_groups_follows_from_seed_and_epoch() -> None:
 def test_what_is_left_out_is_drawn_anew_each_epoch(rows: list[int]) -> None:
     """In a data set of few row groups too: with 16 images a step every image is used in some of 30 epochs."""
     groups = groups_of(*rows)
-    plan = training_plan(groups, 0, 30, sum(rows) // 16, 1, 16)
+    plan = training_plan(groups, 0, 30, sum(rows) // 16, 16, 1)
     assert len({row for piece in plan for row in emitted(piece)}) == sum(rows)
 
 
@@ -135,7 +146,8 @@ def test_streams_through_ray_data(part):
     ids = [row["image_id"] for row in evaluation_rows(part).iter_rows()]
     assert sorted(ids) == list(range(40))
 
-    rows = list(training_rows(training_plan(part, 0, 2, 9, 2, 2)).iter_rows())
+    rows = list(training_rows(training_plan(part, 0, 2, 8, 5, 2)).iter_rows())
     for epoch in range(2):
-        seen = [row["image_id"] for row in rows if row["epoch"] == epoch]
-        assert len(seen) == len(set(seen)) == 36
+        seen = [row["image_id"] for row in rows if row["epoch"] == epoch and row["image_id"] is not None]
+        assert len(seen) == len(set(seen)) == 40
+    assert len(rows) == 2 * 8 * 6  # two workers have three rows each of a step, one of the six is empty

@@ -75,7 +75,7 @@ STEPS, DECAY = 240, 180
 
 def test_four_nuclei_images_are_overfitted(data_dir):
     """Targets, losses, inference and evaluation agree: mask AP of at least 0.6 on the images that were trained on."""
-    from pipelines.inference import detection_rows
+    from msrcnn.detection_rows import detection_rows
 
     root = data_dir / "nuclei"
     dataset = read_coco(root / "annotations" / "instances_train.json")

@@ -11,18 +11,17 @@ from msrcnn.config import to_dict
 from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS
 from pipelines.run_directory import (
-    METRICS,
     MODEL,
     RUN,
     RunRecord,
     check_same,
-    drop_records_after,
     find_model,
     locked,
     read_record,
     wait_for_workers,
     write_record,
 )
+from pipelines.storage import locate
 
 
 @pytest.fixture
@@ -31,56 +30,49 @@ def record() -> RunRecord:
 
 
 def test_round_trip(tmp_path, record):
-    assert read_record(tmp_path) is None
-    write_record(tmp_path / "run", record)
-    assert read_record(tmp_path / "run") == record
+    assert read_record(locate(tmp_path)) is None
+    write_record(locate(tmp_path / "run"), record)
+    assert read_record(locate(tmp_path / "run")) == record
     assert [p.name for p in (tmp_path / "run").iterdir()] == [RUN]
 
 
 def test_other_settings_are_refused_by_name(tmp_path, record):
-    check_same(tmp_path, record, record.settings)
+    check_same(locate(tmp_path), record, record.settings)
     other = {"model": to_dict(PRESETS["r18-fpn"].model), "max_steps": 5}
     with pytest.raises(InputError, match=r"max_steps: None -> 5; model.anchor_sizes: .* choose another --run"):
-        check_same(tmp_path, record, other)
+        check_same(locate(tmp_path), record, other)
 
 
 def test_damaged_record(tmp_path):
     (tmp_path / RUN).write_text("{")
     with pytest.raises(InputError, match=r"run\.json: not a run's record"):
-        read_record(tmp_path)
+        read_record(locate(tmp_path))
 
 
 def test_find_model(tmp_path, record):
     with pytest.raises(InputError, match="neither a run directory nor a model file"):
-        find_model(tmp_path)
-    write_record(tmp_path, record)
+        find_model(locate(tmp_path))
+    write_record(locate(tmp_path), record)
     with pytest.raises(InputError, match="is not finished"):
-        find_model(tmp_path)
+        find_model(locate(tmp_path))
     (tmp_path / MODEL).write_bytes(b"x")
-    assert find_model(tmp_path) == (tmp_path / MODEL, record)
-    assert find_model(tmp_path / MODEL) == (tmp_path / MODEL, record)
-
-
-def test_records_of_steps_that_run_again_are_dropped(tmp_path):
-    drop_records_after(tmp_path, 3)  # nothing there
-    (tmp_path / METRICS).write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n')
-    drop_records_after(tmp_path, 4)
-    assert (tmp_path / METRICS).read_text() == '{"step": 2}\n{"step": 4}\n'
+    assert find_model(locate(tmp_path)) == (locate(tmp_path / MODEL), record)
+    assert find_model(locate(tmp_path / MODEL)) == (locate(tmp_path / MODEL), record)
 
 
 def test_one_process_at_a_time(tmp_path):
-    with locked(tmp_path):
-        code = "import sys; from pathlib import Path; from pipelines.run_directory import locked\n"
-        code += "with locked(Path(sys.argv[1])): pass"
+    with locked(locate(tmp_path)):
+        code = "import sys; from pipelines.storage import locate; from pipelines.run_directory import locked\n"
+        code += "with locked(locate(sys.argv[1])): pass"
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "another process is training in it" in other.stderr
-    with locked(tmp_path):
+    with locked(locate(tmp_path)):
         pass
 
 
 def test_workers_that_outlive_their_driver_are_waited_for(tmp_path):
-    code = "import sys; from pathlib import Path; from pipelines.run_directory import working\n"
-    code += "with working(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    code = "import sys; from pipelines.storage import locate; from pipelines.run_directory import working\n"
+    code += "with working(locate(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     workers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(2)
@@ -91,13 +83,13 @@ def test_workers_that_outlive_their_driver_are_waited_for(tmp_path):
     lines = []
     workers[0].kill()
     with pytest.raises(InputError, match="workers of an earlier attempt are still in it after 0 s"):
-        wait_for_workers(tmp_path, lines.append, seconds=0.3)
+        wait_for_workers(locate(tmp_path), lines.append, seconds=0.3)
     assert len(lines) == 1
     threading.Timer(0.5, workers[1].kill).start()
     began = time.monotonic()
-    wait_for_workers(tmp_path, lines.append)
+    wait_for_workers(locate(tmp_path), lines.append)
     assert time.monotonic() - began > 0.3
-    wait_for_workers(tmp_path, lines.append)
+    wait_for_workers(locate(tmp_path), lines.append)
     assert len(lines) == 2
     for worker in workers:
         worker.communicate()

@@ -1,10 +1,15 @@
 """A real MLflow run on SQLite: written, continued, read back."""
 
+import time
+
 import pytest
 from mlflow import MlflowClient
 
 from msrcnn.errors import InputError
-from pipelines.tracking import Tracker, flatten
+from pipelines.outbox import Outbox
+from pipelines.provenance import provenance
+from pipelines.tracking import COMMIT_TAG, Point, Tracker, flatten
+from tests.mlflow_server import free_port
 
 
 def test_flatten():
@@ -50,3 +55,34 @@ def test_a_file_that_is_no_database(tmp_path):
     with pytest.raises(InputError, match="no SQLite database"):
         Tracker(f"sqlite:///{tmp_path}/thesis.txt", "study")
     assert (tmp_path / "thesis.txt").read_text() == "not a database at all"
+
+
+def test_tags_provenance_and_points(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
+    tracker.tags({"phase": 1, **{f"many/{i}": i for i in range(250)}})
+    tracker.tags({"phase": 2})
+    for _ in range(2):
+        tracker.points([Point("loss", 0.1, 1_700_000_000_000, 7)])
+    run = tracker.client.get_run(tracker.run_id)
+    known = provenance()
+    assert {key: run.data.tags[key] for key in known} == known
+    assert run.data.tags.get(COMMIT_TAG, "") == known.get("git_commit", "").removesuffix("-dirty")
+    assert (run.data.tags["phase"], run.data.tags["many/249"]) == ("2", "249")
+    history = tracker.client.get_metric_history(tracker.run_id, "loss")
+    assert [(m.step, m.timestamp, m.value) for m in history] == [(7, 1_700_000_000_000, 0.1)]
+
+
+def test_a_server_that_does_not_answer_is_an_error_of_a_new_run_only():
+    address = f"http://somebody:secret@127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"somebody:\*\*\*@127.*Connection refused; give another --tracking") as error:
+        Tracker(address, "study")
+    assert "secret" not in str(error.value)
+    continued = Tracker(address, "study", run_id="0" * 32)
+    continued.close()  # says nothing
+    assert time.monotonic() - began < 20
+    lines: list[str] = []
+    outbox = Outbox(continued, lines.append).start()
+    outbox.do("status", continued.reopen)
+    assert outbox.close(0.5) == ["status"]
+    assert len(lines) == 1

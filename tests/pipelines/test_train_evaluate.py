@@ -19,58 +19,22 @@ import torch
 from mlflow import MlflowClient
 
 from msrcnn.config import DataConfig, SolverConfig
-from msrcnn.data.shapes import write_shapes
-from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.errors import InputError
-from msrcnn.presets import PRESETS
 from msrcnn.weights import load_model
 from pipelines.manifest import read_manifest, write_manifest
 from pipelines.options import EvaluateConfig, TrainConfig
 from pipelines.schema import SHARD_ROW
-from pipelines.shard import ShardConfig, shard
+from pipelines.storage import locate
+from tests.training_runs import SIZE, SMALL, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-DEMO = PRESETS["demo"]
-SMALL = replace(DEMO.model, channels=32, hidden=64, rpn=replace(DEMO.model.rpn, test_proposals=50))
-SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory, ray_session):  # noqa: ARG001  the cluster must be up
-    folder = tmp_path_factory.mktemp("shapes")
-    write_shapes(ShapesConfig(train=22, val=8, size=SIZE), folder / "images")
-    for split in ("train", "val"):
-        annotations = folder / "images" / "annotations" / f"instances_{split}.json"
-        shard(ShardConfig(annotations, folder / "images" / split, folder / split, row_group=4), log=lambda _: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(shards, tmp_path_factory):
-    """A run of two epochs by two workers: its configuration and what it printed."""
-    from pipelines import train as stage
-
-    folder = tmp_path_factory.mktemp("run")
-    config = TrainConfig(
-        shards=shards / "train", run=folder / "run", model=SMALL, data=DataConfig(SIZE, SIZE),
-        solver=SolverConfig(epochs=2, decay_epochs=(1,), batch=4, lr=0.04, warmup_steps=4, clip_norm=10.0),
-        workers=2, threads=1, tracking=f"sqlite:///{folder}/mlflow.db",
-    )  # fmt: skip
-    lines: list[str] = []
-    stage.train(config, lines.append)
-    return config, lines
-
-
-def records(config: TrainConfig) -> list[dict]:
-    return [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_training_leaves_a_model_metrics_and_an_mlflow_run(trained):
     config, lines = trained
     steps = 22 // 4 * 2
-    assert records(config)[-1]["step"] == steps
-    assert all(math.isfinite(r["loss/total"]) for r in records(config))
+    assert records(config.run)[-1]["step"] == steps
+    assert all(math.isfinite(r["loss/total"]) for r in records(config.run))
     assert any(f"step {steps}/{steps}" in line and "waiting for data" in line for line in lines)
     record = json.loads((config.run / "run.json").read_text())
     run = MlflowClient(config.tracking).get_run(record["mlflow_run"])
@@ -78,8 +42,8 @@ def test_training_leaves_a_model_metrics_and_an_mlflow_run(trained):
     assert run.data.params["model.num_classes"] == "3"
     assert run.data.params["dataset.images"] == "22"
     assert {"loss/maskiou", "lr", "images_per_second", "data_wait"} <= set(run.data.metrics)
-    names = {f.path for f in MlflowClient(config.tracking).list_artifacts(run.info.run_id, "model")}
-    assert names == {"model/model.pt"}
+    versions = MlflowClient(config.tracking).search_model_versions("name = 'msrcnn'")
+    assert [v.run_id for v in versions] == [run.info.run_id]
 
 
 def test_the_same_command_again_has_nothing_to_do_and_another_model_is_refused(trained):
@@ -97,7 +61,8 @@ def test_the_same_command_again_has_nothing_to_do_and_another_model_is_refused(t
 
 def test_a_killed_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
     """SIGKILL to everything at once after the first epoch; the same command then runs the second epoch only."""
-    from pipelines.train import next_step, train
+    from pipelines.checkpoints import next_step
+    from pipelines.train import train
 
     config = replace(trained[0], run=tmp_path / "run", tracking=f"sqlite:///{tmp_path}/mlflow.db")
     code = (
@@ -112,7 +77,7 @@ def test_a_killed_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 300
-    while next_step(config.run) == 0 and driver.poll() is None and time.monotonic() < deadline:
+    while next_step(locate(config.run)) == 0 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -120,12 +85,12 @@ def test_a_killed_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
                 os.kill(int(path.parent.name), signal.SIGKILL)
     driver.wait()
     assert not (config.run / "model.pt").exists()
-    assert next_step(config.run) == 5
+    assert next_step(locate(config.run)) == 5
 
     train(config, lambda _: None)
-    assert [r["step"] for r in records(config)] in ([5, 10], [10])  # 5 may have been on its way to the file
+    assert [r["step"] for r in records(config.run)] == [5, 10]
     # The same data, order and draws as without the kill: the same second epoch, and the same weights.
-    assert records(config)[-1]["loss/total"] == pytest.approx(records(trained[0])[-1]["loss/total"], rel=1e-3)
+    assert records(config.run)[-1]["loss/total"] == pytest.approx(records(trained[0].run)[-1]["loss/total"], rel=1e-3)
     ours, undisturbed = load_model(config.run / "model.pt"), load_model(trained[0].run / "model.pt")
     for name, weight in ours.model.state_dict().items():
         torch.testing.assert_close(weight, undisturbed.model.state_dict()[name], rtol=1e-3, atol=1e-5)
@@ -141,7 +106,7 @@ def test_what_train_refuses_before_it_starts(trained, shards, tmp_path):
         train(replace(config, shards=shards / "val", solver=replace(config.solver, batch=16)))
     assert not config.run.exists()
     with pytest.raises(InputError, match=r"--workers 6: they need 3 CPU, the Ray cluster has 2"):
-        train(replace(config, workers=6, solver=replace(config.solver, batch=12)))
+        train(replace(config, workers="6", solver=replace(config.solver, batch=12)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(InputError, match="neither empty nor a run directory"):
@@ -163,8 +128,8 @@ def test_a_finished_detector_is_calibrated(trained, tmp_path):
     want, got = load_model(source).model.state_dict(), load_model(config.run / "model.pt").model.state_dict()
     assert {name.split(".")[0] for name in want if not torch.equal(got[name], want[name])} == {"maskiou"}
     assert any(f"{source} (msrcnn checkpoint): {len(want)} tensors matched" in line for line in lines)
-    assert records(config)[-1].keys() >= {"loss/maskiou", "loss/total"}
-    assert "loss/mask" not in records(config)[-1]
+    assert records(config.run)[-1].keys() >= {"loss/maskiou", "loss/total"}
+    assert "loss/mask" not in records(config.run)[-1]
     record = json.loads((config.run / "run.json").read_text())
     assert record["settings"]["weights"] == str(source)
     with pytest.raises(InputError, match=r"weights: .* -> .other.pt"):

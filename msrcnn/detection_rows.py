@@ -1,0 +1,35 @@
+"""Detections as rows, the form in which they leave the method: stored by the pipeline, answered by a served model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from msrcnn.masks import paste_and_encode
+from msrcnn.rows import ImageTruth
+from msrcnn.structures import Batch, Detections
+
+
+def detection_rows(batch: Batch, found: Detections, images: list[ImageTruth]) -> list[dict[str, Any]]:
+    """Detections as rows, one a detection: boxes in image pixels, masks pasted and encoded at image resolution.
+
+    An image without a detection gives one row whose category is null.
+    """
+    found = found.to("cpu")
+    scores = found.mask_scores
+    rows: list[dict[str, Any]] = []
+    for b, truth in enumerate(images):
+        common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
+        valid = found.valid[b]
+        boxes = found.boxes[b, valid] / batch.scales[b].flip(0).repeat(2)  # [n, 4]: divided by x, y, x, y scale
+        limit = torch.tensor([truth.width, truth.height] * 2)
+        boxes = torch.minimum(boxes, limit)
+        rles = paste_and_encode(found.masks[b, valid], boxes, truth.height, truth.width)
+        columns = zip(
+            found.labels[b, valid].tolist(), boxes.tolist(), found.class_scores[b, valid].tolist(),
+            found.maskious[b, valid].tolist(), scores[b, valid].tolist(), rles, strict=True,
+        )  # fmt: skip
+        names = ("category", "bbox", "class_score", "maskiou", "mask_score", "rle")
+        rows += [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
+    return rows

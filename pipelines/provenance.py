@@ -1,0 +1,53 @@
+"""Which program ran: the commit of its source tree and the versions of what it stands on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("msrcnn", "pipelines", "tune_spaces", "cluster", "pyproject.toml")
+"""What of the tree is the program: runs and data beside it are nobody's changes."""
+PACKAGES = ("msrcnn", "torch", "torchvision", "ray", "mlflow", "pyarrow", "hotcoco", "pycocotools")
+GIT_SECONDS = 10.0
+"""How long git may take: a tree on a network disk can be slow."""
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints in `root`; None where there is no git, or no repository that it would read."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # only looks: must not get in the way of a commit
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def git_commit(root: Path = ROOT) -> str | None:
+    """The commit that `root` is a checkout of, with "-dirty" if its sources differ from it; None if it is none."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():  # installed into a folder of somebody else's repository
+        return None
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--", *(name for name in SOURCES if (root / name).exists()))
+    if not commit or changes is None:
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def provenance() -> dict[str, str]:
+    """`git_commit` (absent without a checkout) and `version/...` of Python and of each package that is installed."""
+    values = {"version/python": platform.python_version()}
+    if commit := git_commit():
+        values["git_commit"] = commit
+    for name in PACKAGES:
+        try:
+            values[f"version/{name}"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return values

@@ -1,0 +1,148 @@
+"""What a training is before anything runs: the workers' job, the weights it begins with, what the cluster must have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+
+from msrcnn.config import difference, to_dict
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
+from msrcnn.pretrained import load_weights
+from msrcnn.weights import load_model
+from pipelines.checkpoints import checkpoint_name, committed
+from pipelines.job import Job
+from pipelines.manifest import Manifest
+from pipelines.options import TrainConfig
+from pipelines.run_directory import INITIAL, MODEL
+from pipelines.storage import Location, locate, on_disk
+
+
+def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
+    """The workers' job, but for the mailbox, and the settings by which a run is recognised.
+
+    Raises:
+        InputError: the data set is smaller than one step, or layers would be frozen at random values.
+    """
+    begins_with = config.weights or config.from_checkpoint
+    if config.model.trained == "maskiou" and begins_with is None:
+        raise InputError("--model.trained maskiou trains the MaskIoU head of a finished detector; give --weights")
+    frozen = config.model.norm == "frozen_bn" or config.model.frozen_stages > 0
+    if frozen and begins_with is None:
+        raise InputError(
+            "--model.norm frozen_bn and --model.frozen-stages freeze what nothing has trained; give --weights, or "
+            "train from scratch with --model.norm group_norm --model.frozen-stages 0"
+        )
+    steps = manifest.rows // config.solver.batch
+    if steps == 0:
+        raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
+                         f"{config.solver.batch}; lower it")  # fmt: skip
+    run = locate(config.run)
+    model = replace(config.model, num_classes=len(manifest.categories))
+    total = steps * config.solver.epochs
+    job = Job(
+        model,
+        config.solver,
+        config.data,
+        tuple((c.number, c.source_id, c.name) for c in manifest.categories),
+        manifest.rows,
+        steps,
+        min(total, config.max_steps or total),
+        config.images_at_once,
+        config.threads or max(1, (os.cpu_count() or 1) // config.worker_range[1]),
+        config.compile,
+        60 * config.checkpoint_minutes,
+        run.url,
+        (run / INITIAL).url if begins_with else None,
+    )
+    settings = {
+        "model": to_dict(model),
+        "solver": to_dict(config.solver),
+        "data": to_dict(config.data),
+        "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
+        "weights": config.weights,
+        "from_checkpoint": config.from_checkpoint,
+    }
+    return job, settings
+
+
+def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN | None:
+    """The model that a run with `--weights` or `--from-checkpoint` begins with; None for random weights.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    if config.from_checkpoint is not None:
+        return old_model(config.from_checkpoint, job)
+    return pretrained_model(config.weights, job, log) if config.weights is not None else None
+
+
+def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
+    """A model with what fits of some weights; prints what came of loading them."""
+    torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
+    model = MaskScoringRCNN(job.model)
+    report = load_weights(model, weights, [name for _, _, name in job.categories])
+    for line in report.lines():
+        log(line)
+    absent = [name for name in report.missing if not name.startswith("maskiou.")]
+    if job.model.trained == "maskiou" and absent:
+        raise InputError(f"{weights}: {absent[0]} and {len(absent) - 1} more tensors are not in it, and "
+                         "--model.trained maskiou does not train them; give a whole Mask R-CNN")  # fmt: skip
+    return model
+
+
+def old_model(place: str, job: Job) -> MaskScoringRCNN:
+    """The weights of another run, all of them: those of its end or last checkpoint, or of one that is named."""
+    with on_disk(model_file(locate(place))) as path:
+        old = load_model(path)
+    wanted = {"model": to_dict(job.model), "categories": [list(c) for c in job.categories]}
+    found = {"model": to_dict(old.model.config), "categories": [list(c) for c in old.categories]}
+    if changed := difference(found, wanted):
+        shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
+        raise InputError(f"--from-checkpoint {place}: another model ({shown}); give --weights to take what fits")
+    return old.model
+
+
+def model_file(place: Location) -> Location:
+    """The model file of a run directory, a checkpoint, or itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    if place.size() is not None:
+        return place
+    if (place / MODEL).size() is not None:  # a checkpoint, or a finished run
+        return place / MODEL
+    try:
+        steps = committed(place)
+    except ValueError:
+        steps = []
+    if not steps:
+        raise InputError(f"--from-checkpoint {place}: neither a run directory with a checkpoint, nor a checkpoint, nor "
+                         "a model file")  # fmt: skip
+    return place / checkpoint_name(steps[-1]) / MODEL
+
+
+def worker_cpus(config: TrainConfig) -> float:
+    """CPUs that a worker reserves. Two cores must hold a worker and its readers: half a CPU leaves room for both."""
+    return config.cpus or (1.0 if config.gpu else 0.5)
+
+
+def worker_resources(config: TrainConfig) -> dict[str, float]:
+    """What a worker asks of the cluster."""
+    return {"CPU": worker_cpus(config)} | ({"GPU": 1.0} if config.gpu else {})
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Raises InputError where the cluster can never hold the fewest workers; Ray Train would wait for ever."""
+    fewest, _ = config.worker_range
+    for name, need in worker_resources(config).items():
+        wanted, there = need * fewest, ray.cluster_resources().get(name, 0)
+        if wanted > there:
+            raise InputError(f"--workers {config.workers}: they need {wanted:g} {name}, the Ray cluster has {there:g}; "
+                             "ask for fewer, leave out --gpu, or join another --address")  # fmt: skip

@@ -1,0 +1,177 @@
+"""The worker group of a training, from the driver's side: Ray Train, the images' stream, and what workers tell."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from msrcnn.errors import InputError
+from pipelines.checkpoints import next_step
+from pipelines.job import Job
+from pipelines.lineage import Lineage, Seen
+from pipelines.lines import JsonLines
+from pipelines.mailbox import Follower, Mailbox, Message
+from pipelines.manifest import Manifest
+from pipelines.options import TrainConfig
+from pipelines.reading import RowGroup, row_groups, training_plan, training_rows
+from pipelines.run_directory import IMAGES, METRICS
+from pipelines.storage import locate
+from pipelines.train_loop import train_loop
+from pipelines.train_setup import worker_resources
+
+ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
+"""Ray Train's settings where the user has none: a busy machine takes more than a minute to start processes."""
+RESIZE_SECONDS = 60.0
+"""How often an elastic group looks for more or fewer nodes, at most."""
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The images from a step of the training on."""
+
+    groups: list[RowGroup]
+    job: Job
+    step: int
+
+    def rows(self, workers: int) -> ray.data.Dataset:
+        """Their stream, for a group of so many workers."""
+        job, steps = self.job, self.job.steps_per_epoch
+        begin = min(self.step, job.total_steps - 1)  # Ray Data wants rows even where all steps are done
+        epochs = -(-job.total_steps // steps)
+        return training_rows(
+            training_plan(self.groups, job.solver.seed, epochs, steps, job.solver.batch, workers, begin)
+        )
+
+
+def remaining(groups: list[RowGroup], job: Job) -> Remaining:
+    """What Ray Train calls whenever a worker group starts, in its controller."""
+    step = next_step(locate(job.run))
+    ray.get(job.mailbox.begin.remote(step))
+    return Remaining(groups, job, step)
+
+
+class StepStream(ray.train.DataConfig):
+    """Cuts the stream of images for as many workers as a group has: its blocks depend on their number."""
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any,  # noqa: ARG002  Ray's own signature
+        worker_node_ids: Any,  # noqa: ARG002
+        **_: Any,
+    ) -> list[dict[str, Any]]:
+        """An iterator for each worker."""
+        (name, left), = datasets.items()  # fmt: skip
+        rows = left.rows(world_size)
+        rows.context.execution_options = self._resolve_execution_options(name)
+        rows.context.execution_options.preserve_order = True
+        return [{name: part} for part in rows.streaming_split(world_size, equal=True)]
+
+
+class Bookkeeper:
+    """Stores and shows what workers tell.
+
+    Args:
+        show: takes a record of the training.
+        send: takes every record, for MLflow.
+        log: takes a line.
+    """
+
+    def __init__(
+        self, job: Job, show: Callable[[dict[str, Any]], None], send: Callable[[dict[str, Any]], None],
+        log: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        run = locate(job.run)
+        self.show, self.send, self.log = show, send, log
+        self._lock = threading.Lock()
+        self.metrics = JsonLines(run / METRICS)
+        self.lineage = Lineage(run / IMAGES, job.steps_per_epoch, job.solver.batch, job.rows, log)
+
+    def handle(self, message: Message) -> None:
+        """Deals with a message from the workers."""
+        if message.kind == "begin":
+            with self._lock:
+                self.metrics.keep(lambda record: record["step"] <= message.content)
+            self.lineage.roll_back(message.content)
+        elif message.kind == "record":
+            self.record(message.content)
+            self.show(message.content)
+        elif message.kind == "images":
+            self.lineage.add(Seen(*message.content))
+        else:
+            self.log(message.content)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Stores a record, whoever made it."""
+        with self._lock:
+            self.metrics.append(record)
+        self.send(record)
+
+    def flush(self) -> None:
+        """Returns when everything is in the run directory."""
+        with self._lock:
+            self.metrics.flush()
+        self.lineage.flush()
+
+
+def fit(config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper) -> None:
+    """Runs worker groups until all steps are done.
+
+    Raises:
+        InputError: the training cannot go on; the message is a worker's.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    job = replace(job, mailbox=mailbox)
+    run = locate(job.run)
+    fewest, most = config.worker_range
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    scaling: dict[str, Any] = {  # Ray's annotations are those of its former version
+        "num_workers": most if fewest == most else (fewest, most),
+        "use_gpu": config.gpu,
+        "resources_per_worker": worker_resources(config),
+        # An attempt must get as far as a checkpoint, or resizing would cost what it gains.
+        "elastic_resize_monitor_interval_s": max(RESIZE_SECONDS, job.checkpoint_seconds),
+    }
+    images: dict[str, Any] = {"train": partial(remaining, row_groups(manifest), job)}
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(**scaling),
+        run_config=RunConfig(
+            name=run.name, storage_path=run.parent.path, storage_filesystem=run.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep), failure_config=FailureConfig(max_failures=-1),
+        ),
+        datasets=images,
+        dataset_config=StepStream(),
+    )  # fmt: skip
+    with Follower(mailbox, books) as follower:
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit()
+        except SystemExit:  # what Ray Train makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        finally:  # it leaves its own handler behind
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
+    if follower.error is not None:
+        books.log(f"warning: not everything that workers told was stored ({follower.error})")
+    fatal = ray.get(mailbox.current.remote()).fatal
+    if fatal is not None:
+        raise InputError(fatal)
