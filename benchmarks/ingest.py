@@ -37,7 +37,6 @@ from benchmarks.measuring import half_quartile_distance, parser_of, print_result
 from cluster.session import connect
 from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
 from msrcnn.config import DataConfig
-from msrcnn.structures import Batch
 from pipelines.ingest import StepImages, TrainingCollate
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.reading import read_rows, row_groups, training_plan, training_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ray
@@ -190,11 +191,15 @@ class Post:
 
     def __init__(self, mailbox: Any, attempt: int, rank: int) -> None:
         self.mailbox, self.attempt, self.rank = mailbox, attempt, rank
+        self.seconds = 0.0
+        """spent in `put` so far: all that reporting costs a step"""
         self._on_the_way: list[Any] = []
 
     def put(self, kind: Kind, content: Any) -> None:
         """Sends a message without waiting for anything."""
+        began = time.perf_counter()
         self._on_the_way.append(self.mailbox.put.remote(self.attempt, kind, content))
+        self.seconds += time.perf_counter() - began
 
     def deliver(self) -> None:
         """Waits until the driver has stored what was put: a checkpoint must not know more than the run's files."""

@@ -34,6 +34,7 @@ class Meter:
 
     def _reset(self, step: int, now: float | None) -> None:
         self.first, self.waited, self.began = step, 0.0, now
+        self.told = self.post.seconds
         self.sums: dict[str, Tensor] = {}
         self.images: list[list[int]] = []
 
@@ -87,6 +88,7 @@ class Meter:
                 "images_per_second": steps * self.job.solver.batch / seconds,
                 "data_wait": values[-1],
                 "workers": self.workers,
+                "telling_milliseconds_a_step": 1000 * (self.post.seconds - self.told) / steps,
                 **self.system(),
             }
             self.post.put("record", record)

@@ -33,7 +33,7 @@ from pipelines.part_records import (
 from pipelines.progress import duration
 from pipelines.shard_job import WriteJob, plan_row, write_shards
 from pipelines.shard_plan import Plan, make_plan
-from pipelines.storage import Location, explained, locate
+from pipelines.storage import Location, exclusively, explained, locate
 
 PROGRESS_SECONDS = 5.0
 
@@ -77,18 +77,27 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
     total = sum(plan.images)
     log(f"{annotations}: {total} images, {len(plan.meta.categories)} categories -> {len(plan.shards)} shards in {out}")
     with connect(config.address):
-        done = begin(out, plan.source)
-        if done:
-            log(f"{len(done)} of {len(plan.shards)} shards are there already")
-        job = WriteJob(images, out, plan.meta, config.row_group, plan.source.fingerprint)
-        records = _run(plan, job, done, log)
-    try:
-        manifest = _finish(config, plan, records, log)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({explained(error)}); put that right and give the same command again"
-        ) from error
+        _make(out)
+        with exclusively(out, "sharding"):
+            done = begin(out, plan.source)
+            if done:
+                log(f"{len(done)} of {len(plan.shards)} shards are there already")
+            job = WriteJob(images, out, plan.meta, config.row_group, plan.source.fingerprint)
+            records = _run(plan, job, done, log)
+            try:
+                manifest = _finish(config, plan, records, log)
+            except OSError as error:
+                raise InputError(
+                    f"{out}: cannot be written ({explained(error)}); put that right and give the same command again"
+                ) from error
     return _report(manifest, start)
+
+
+def _make(out: Location) -> None:
+    try:
+        out.make_folder()
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
 
 
 def _finish(config: ShardConfig, plan: Plan, records: Sequence[PartRecord], log: Callable[[str], None]) -> Manifest:

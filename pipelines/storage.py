@@ -10,6 +10,7 @@ believed only through a small record written after it: a part record for a shard
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -218,6 +219,31 @@ def on_disk(place: Location) -> Iterator[Path]:
         copy = locate(Path(folder) / (place.name or "file"))
         place.copy_to(copy)
         yield Path(copy.path)
+
+
+@contextmanager
+def exclusively(folder: Location, doing: str) -> Iterator[None]:
+    """Keeps other processes of this machine out of a local folder for the block; behind a URL nothing does.
+
+    Args:
+        folder: that is there.
+        doing: what they would get in the way of, as in 'sharding'.
+
+    Raises:
+        InputError: another process is in it.
+    """
+    if folder.local is None:
+        yield
+        return
+    descriptor = os.open(folder.local, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is {doing} into it; wait or choose another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_parquet(url: str) -> pq.ParquetFile:

@@ -19,7 +19,7 @@ from cluster.session import connect
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.weights import save_model
-from pipelines.checkpoints import checkpoint_name, next_step, tidy
+from pipelines.checkpoint_list import checkpoint_name, next_step, tidy
 from pipelines.display import Display
 from pipelines.job import Job
 from pipelines.manifest import Manifest, read_manifest

@@ -15,7 +15,7 @@ from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.pretrained import load_weights
 from msrcnn.weights import load_model
-from pipelines.checkpoints import checkpoint_name, committed
+from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
 from pipelines.manifest import Manifest
 from pipelines.options import TrainConfig

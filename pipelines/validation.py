@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from msrcnn.errors import InputError
-from pipelines.checkpoints import MODEL, checkpoint_name, committed, step_of
+from pipelines.checkpoint_list import MODEL, checkpoint_name, committed, step_of
 from pipelines.evaluate import other_categories, plain
 from pipelines.inference import Pool, infer, store
 from pipelines.job import Job

@@ -7,27 +7,26 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
-import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from msrcnn.errors import InputError
-from pipelines.checkpoints import next_step
 from pipelines.job import Job
 from pipelines.lineage import Lineage, Seen
 from pipelines.lines import JsonLines
 from pipelines.mailbox import Follower, Mailbox, Message
 from pipelines.manifest import Manifest
 from pipelines.options import TrainConfig
-from pipelines.reading import RowGroup, row_groups, training_plan, training_rows
+from pipelines.reading import row_groups
 from pipelines.run_directory import IMAGES, METRICS
+from pipelines.step_stream import StepStream, remaining
 from pipelines.storage import locate
 from pipelines.train_loop import train_loop
 from pipelines.train_setup import worker_resources
@@ -36,50 +35,6 @@ ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
 """Ray Train's settings where the user has none: a busy machine takes more than a minute to start processes."""
 RESIZE_SECONDS = 60.0
 """How often an elastic group looks for more or fewer nodes, at most."""
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """The images from a step of the training on."""
-
-    groups: list[RowGroup]
-    job: Job
-    step: int
-
-    def rows(self, workers: int) -> ray.data.Dataset:
-        """Their stream, for a group of so many workers."""
-        job, steps = self.job, self.job.steps_per_epoch
-        begin = min(self.step, job.total_steps - 1)  # Ray Data wants rows even where all steps are done
-        epochs = -(-job.total_steps // steps)
-        return training_rows(
-            training_plan(self.groups, job.solver.seed, epochs, steps, job.solver.batch, workers, begin)
-        )
-
-
-def remaining(groups: list[RowGroup], job: Job) -> Remaining:
-    """What Ray Train calls whenever a worker group starts, in its controller."""
-    step = next_step(locate(job.run))
-    ray.get(job.mailbox.begin.remote(step))
-    return Remaining(groups, job, step)
-
-
-class StepStream(ray.train.DataConfig):
-    """Cuts the stream of images for as many workers as a group has: its blocks depend on their number."""
-
-    def configure(
-        self,
-        datasets: dict[str, Any],
-        world_size: int,
-        worker_handles: Any,  # noqa: ARG002  Ray's own signature
-        worker_node_ids: Any,  # noqa: ARG002
-        **_: Any,
-    ) -> list[dict[str, Any]]:
-        """An iterator for each worker."""
-        (name, left), = datasets.items()  # fmt: skip
-        rows = left.rows(world_size)
-        rows.context.execution_options = self._resolve_execution_options(name)
-        rows.context.execution_options.preserve_order = True
-        return [{name: part} for part in rows.streaming_split(world_size, equal=True)]
 
 
 class Bookkeeper:

@@ -36,13 +36,13 @@ class Training:
         folder: for the run directory, the database and the log.
         shards: to train on.
         options: of the command, after those that all trainings of the tests have.
-        environment: variables besides this process's own.
+        tracking: address of MLflow; a database in the folder if absent.
     """
 
     folder: Path
     shards: Path
     options: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
+    tracking: str | None = None
     driver: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,7 +57,8 @@ class Training:
     def command(self) -> list[str]:
         return [
             sys.executable, "-c", "from pipelines.cli import main; main()", "train", "--preset", "demo",
-            "--shards", str(self.shards), "--run", str(self.run), "--tracking", f"sqlite:///{self.folder}/mlflow.db",
+            "--shards", str(self.shards), "--run", str(self.run),
+            "--tracking", self.tracking or f"sqlite:///{self.folder}/mlflow.db",
             "--model.channels", "32", "--model.hidden", "64", "--data.short-side", "64", "--data.long-side", "64",
             "--solver.batch", "4", "--solver.lr", "0.04", "--solver.warmup-steps", "4", "--threads", "1",
             *self.options,
@@ -65,7 +66,7 @@ class Training:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | self.environment
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         environment |= dict([self.mark.split("=", 1)], PYTHONUNBUFFERED="1")
         with (self.folder / "log").open("ab") as log:
             self.driver = subprocess.Popen(

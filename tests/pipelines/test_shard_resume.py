@@ -227,3 +227,22 @@ def test_node_killed_half_way_costs_no_row(tmp_path: Path) -> None:
     assert lines.index("lost a node") < end, lines
     assert f"rows {count} nodes 2" in [line for line in lines if line.startswith("rows")]  # head and the one left
     check_complete(config, count)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_second_sharding_into_the_folder_is_refused_while_the_first_runs(little):
+    """Another process holds the folder, as a sharding does; when it has gone, sharding goes through."""
+    code = "import sys; from pipelines.storage import exclusively, locate\n"
+    code += "with exclusively(locate(sys.argv[1]), 'sharding'): print('in', flush=True); sys.stdin.read()"
+    Path(little.out).mkdir()
+    other = subprocess.Popen([sys.executable, "-c", code, str(little.out)], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"in\n"
+    with pytest.raises(InputError, match="another process is sharding into it; wait or choose another --out"):
+        shard(little, log=lambda _: None)
+    assert list(Path(little.out).iterdir()) == []
+    other.kill()
+    other.communicate()
+    assert shard(little, log=lambda _: None).rows == 12

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.checkpoints import checkpoint_name, committed
+from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.manifest import read_manifest, write_manifest
 from pipelines.options import EvaluateConfig
 from pipelines.schema import SHARD_ROW

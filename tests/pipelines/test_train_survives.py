@@ -3,13 +3,20 @@
 Real processes on this machine: the command, its Ray, clusters of several nodes.
 """
 
+import json
+import os
 import random
+import re
 import time
+from contextlib import contextmanager
+from itertools import groupby
 
 import pytest
+from mlflow import MlflowClient
 
 from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
+from tests.mlflow_server import Server
 from tests.training_runs import Training, assert_each_once, assert_same_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -76,3 +83,97 @@ def test_the_driver_is_killed_and_the_same_command_run_again(undisturbed, shards
     assert training.finish() == 0
     assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
     assert_same_weights(training, want, TOLERANCE)
+
+
+@pytest.mark.parametrize(("before", "after"), [("2", "1"), ("1", "3")])
+def test_another_number_of_workers_goes_on_inside_the_epoch(shards, tmp_path, before, after):
+    """Killed between two checkpoints of an epoch; a new process goes on with fewer or more workers."""
+    options = [*OPTIONS[2:], "--cpus", "0.4"]
+    training = Training(tmp_path, shards, ["--workers", before, *options])
+    training.start()
+    training.wait_for(r"step \d+/", times=2)
+    training.kill_all()
+    training.options = ["--workers", after, *options]
+    training.start()
+    assert training.finish() == 0
+    begun = [int(step) for step in re.findall(r"begins? at step (\d+)", training.log())]
+    assert begun[0] == 0
+    assert begun[1] % (STEPS // EPOCHS) > 0, "the second did not begin inside an epoch"
+    assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
+
+
+@contextmanager
+def nodes(*cpus: float):
+    """A Ray cluster: a head for the driver, and nodes of so many CPUs."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        yield cluster, [cluster.add_node(num_cpus=number) for number in cpus]
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_a_node_is_killed(undisturbed, shards, tmp_path, seed):
+    """A machine with a worker vanishes, another takes its place."""
+    want, seconds = undisturbed
+    with nodes(2, 2) as (cluster, machines):
+        training = Training(tmp_path, shards, [*OPTIONS, "--address", cluster.address, "--cpus", "1.5"])
+        training.start()
+        training.wait_for("workers begin at step 0")
+        time.sleep(moment(seed, seconds))
+        cluster.remove_node(machines[seed % 2], allow_graceful=False)
+        cluster.add_node(num_cpus=2)
+        assert training.finish() == 0
+    assert len(training.log().split("workers begin at step")) >= 3
+    assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
+    assert_same_weights(training, want, TOLERANCE)
+
+
+def test_workers_follow_the_nodes(shards, tmp_path):
+    """Two workers, then one since a node is gone, then two again since one came."""
+    epochs = 30
+    options = ["--workers", "1:2", "--cpus", "1.5", "--solver.epochs", str(epochs), "--checkpoint-minutes", "0.1"]
+    with nodes(2, 2) as (cluster, machines):
+        training = Training(tmp_path, shards, [*options, "--address", cluster.address])
+        training.start()
+        training.wait_for("2 workers begin at step 0")
+        training.wait_for(r"step \d+/", times=2)
+        cluster.remove_node(machines[1], allow_graceful=False)
+        training.wait_for(r"\bbegins at step \d+")
+        cluster.add_node(num_cpus=2)
+        training.wait_for("2 workers begin at step [1-9]")
+        assert training.finish() == 0
+    assert_each_once(training, epochs, IMAGES // BATCH * BATCH)
+    workers = [record["workers"] for record in training.records()]
+    assert [number for number, _ in groupby(workers)] == [2, 1, 2]
+
+
+def test_a_tracking_server_goes_and_comes_back(shards, tmp_path):
+    """Killed in the middle and started again: no step waits for it, and at the end it has what metrics.jsonl has."""
+    server = Server(tmp_path).start()
+    training = Training(tmp_path / "training", shards, ["--solver.epochs", "8"], tracking=server.address)
+    try:
+        training.start()
+        training.wait_for(r"step \d+/", times=2)
+        server.kill()
+        training.wait_for("does not answer")
+        told = len(re.findall(r"step \d+/", training.log()))
+        training.wait_for(r"step \d+/", times=told + 2)
+        server.start()
+        assert training.finish() == 0
+        run = json.loads((training.run / "run.json").read_text())["mlflow_run"]
+        client = MlflowClient(server.address)
+        records = training.records()
+        assert len(records) == 8
+        assert max(record["telling_milliseconds_a_step"] for record in records) <= 20
+        for name in records[0]:
+            if name not in ("step", "time"):
+                stored = sorted((m.step, m.value) for m in client.get_metric_history(run, name))
+                assert stored == [(record["step"], record[name]) for record in records], name
+        assert client.get_run(run).info.status == "FINISHED"
+        assert [version.run_id for version in client.search_model_versions("name = 'msrcnn'")] == [run]
+    finally:
+        server.kill()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from msrcnn.errors import InputError
-from pipelines.checkpoints import MODEL, SNAPSHOT, TRAINING, checkpoint_name, committed, next_step, step_of, tidy
+from pipelines.checkpoint_list import MODEL, SNAPSHOT, TRAINING, checkpoint_name, committed, next_step, step_of, tidy
 from pipelines.storage import locate
 from pipelines.train_setup import model_file
 
