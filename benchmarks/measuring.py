@@ -10,10 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torchvision
+
+from benchmarks.peak import peak_memory as peak_memory  # what other benchmarks import from here
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,6 @@ def device_clock(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return read
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes.
-
-    Read from Linux's own record of it: `getrusage` gives a child that was just started its parent's peak.
-    """
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:

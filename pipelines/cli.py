@@ -64,6 +64,27 @@ def run_evaluate(config: Any) -> None:
     evaluate(config)
 
 
+def run_score(config: Any) -> None:
+    """`msrcnn score`."""
+    from pipelines.score import score
+
+    score(config)
+
+
+def run_rescore(config: Any) -> None:
+    """`msrcnn rescore`."""
+    from pipelines.rescore import rescore
+
+    rescore(config)
+
+
+def run_export(config: Any) -> None:
+    """`msrcnn export`."""
+    from pipelines.export import export
+
+    export(config)
+
+
 def run_data(config: Any) -> None:
     """`msrcnn data`."""
     from pipelines.data import inspect
@@ -104,12 +125,33 @@ def _evaluate_options() -> type:
     return EvaluateConfig
 
 
+def _score_options() -> type:
+    from pipelines.scoring_options import ScoreConfig
+
+    return ScoreConfig
+
+
+def _rescore_options() -> type:
+    from pipelines.scoring_options import RescoreConfig
+
+    return RescoreConfig
+
+
+def _export_options() -> type:
+    from pipelines.scoring_options import ExportConfig
+
+    return ExportConfig
+
+
 VERBS = {
     "shapes": Verb("write the built-in data set, in COCO format", lambda: ShapesCommand, run_shapes),
     "shard": Verb("turn COCO annotations and images into Parquet shards", _shard_options, run_shard),
     "data": Verb("count what is in a folder of shards, draw examples", _data_options, run_data),
     "train": Verb("train on shards; the same command again goes on where it stopped", _train_options, run_train),
     "evaluate": Verb("detect on shards, store the detections, compute every number", _evaluate_options, run_evaluate),
+    "score": Verb("compute every number from stored detections or COCO results", _score_options, run_score),
+    "rescore": Verb("mask AP of stored detections under other fusions of scores", _rescore_options, run_rescore),
+    "export": Verb("write stored detections as COCO results", _export_options, run_export),
 }
 
 
@@ -139,9 +181,9 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 
     options = VERBS[name].options()
     flags = tyro.conf.FlagConversionOff
-    if name == "shard":  # its --strict and --verify take no value
+    if name != "train":  # whose switches take a value, because of those in its presets
         flags = tyro.conf.FlagCreatePairsOff
-        if "--verify" in arguments:
+        if name == "shard" and "--verify" in arguments:
             from pipelines.options import VerifyConfig
 
             options = VerifyConfig

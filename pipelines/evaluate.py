@@ -1,55 +1,28 @@
 """`msrcnn evaluate`: one pass of the network writes detection rows; every number is computed from them.
 
-OUT/detections/*.parquet   one row a detection (`pipelines.schema.DETECTION_ROW`)
-OUT/summary.json           every number, and what it was computed from; written last
+`pipelines.reporting` says what is in the folder that it makes.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from cluster.session import connect
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.inference import Pool, infer, store
-from pipelines.manifest import Manifest, read_manifest, written_aside
+from pipelines.detection_parts import DETECTIONS, VERSION, Origin, StoredDetections, report_failures, sha256_of
+from pipelines.inference import DetectJob, detect
+from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import EvaluateConfig
+from pipelines.pool import Pool
 from pipelines.progress import duration
-from pipelines.reading import evaluation_rows, row_groups
+from pipelines.reading import RowGroup, row_groups
+from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, mark, report
 from pipelines.run_directory import find_model
-from pipelines.scoring import Summary, read_detections, score, summary_metrics
-from pipelines.storage import Location, locate, on_disk
-from pipelines.summary_table import summary_lines
+from pipelines.scoring import Summary, score_all
+from pipelines.storage import Location, exclusively, locate, on_disk
 from pipelines.tracking import Tracker, absolute
-
-DETECTIONS = "detections"
-SUMMARY = "summary.json"
-UNFINISHED = ".unfinished"
-"""Marks a folder whose detections an interrupted evaluation left, and which the next may replace."""
-
-
-def plain(value: Any) -> Any:
-    """A summary as JSON takes it: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_output(out: Path) -> None:
-    """Raises InputError where `out` holds something that is not ours to replace, or a finished evaluation."""
-    if (out / SUMMARY).exists():
-        raise InputError(f"{out}: already holds an evaluation; choose another --out or delete it")
-    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
-        raise InputError(f"{out}: is not empty; choose another --out")
 
 
 def other_categories(known: Sequence[str], manifest: Manifest) -> str:
@@ -61,67 +34,66 @@ def other_categories(known: Sequence[str], manifest: Manifest) -> str:
                 f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
 
 
-def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summary:
-    """Detects, stores, scores, logs.
+def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
+    """What the detections of this model on these shards follow from.
 
     Raises:
-        InputError: model, shards or output folder cannot be used, or model and shards have different categories.
+        InputError: model and shards have different categories.
     """
-    began = time.monotonic()
-    out = config.out.absolute()
-    check_output(out)
-    manifest = read_manifest(config.shards)
-    weights, record = find_model(config.model)
     with on_disk(weights) as path:
         known = [name for _, _, name in load_model(path).categories]
+        checksum = sha256_of(path)
     if wrong := other_categories(known, manifest):
-        raise InputError(f"{weights}: its categories are not those of {config.shards} ({wrong}); "
+        raise InputError(f"{weights}: its categories are not those of {shards} ({wrong}); "
                          "use a model that was trained for this data set")  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)  # fails before anything is noted elsewhere
-    (out / UNFINISHED).touch()
+    return Origin(checksum, manifest.fingerprint, {"rows": VERSION})
+
+
+def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summary:
+    """Detects, stores, scores, draws, logs.
+
+    Raises:
+        InputError: model, shards or output folder cannot be used, model and shards have different categories, or
+            an image failed with `strict`.
+    """
+    began = time.monotonic()
+    out = locate(config.out)
+    manifest = read_manifest(config.shards)
+    weights, record = find_model(config.model)
+    check_output(out)
+    origin = origin_of(weights, manifest, config.shards)
+    mark(out)  # fails before anything is noted elsewhere
     given = absolute(config.tracking) if config.tracking else None
     joined = record if record and given in (None, record.mlflow_address) else None
-    tracker = Tracker(
-        joined.mlflow_address if joined else config.tracking, config.experiment,
-        joined.mlflow_run if joined else None, f"evaluate {out.name}",
-    )  # fmt: skip
-    try:
-        detect(config, manifest, weights, out, log)
-        summary = score(manifest, read_detections(locate(out / DETECTIONS)), config.bootstrap, config.seed)
-        for line in summary_lines(summary):
-            log(line)
-        with written_aside(out / SUMMARY) as aside:
-            value = {"model": str(weights), "shards": manifest.fingerprint, **plain(asdict(summary))}
-            aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        (out / UNFINISHED).unlink()
-    except BaseException:
-        tracker.close("FINISHED" if joined else "FAILED")  # the training that the run belongs to did not fail
-        raise
-    try:
-        tracker.metrics(summary_metrics(summary))
-        tracker.artifact(out / SUMMARY, f"evaluation-{manifest.name}")
-    except Exception as error:  # the numbers are on disk; a server that is gone is no reason to compute them again
-        log(f"warning: MLflow at {tracker.address} did not take the numbers ({error}); they are in {out / SUMMARY}")
-    tracker.close()
+    with exclusively(out, "evaluating"):
+        tracker = Tracker(
+            joined.mlflow_address if joined else config.tracking, config.experiment,
+            joined.mlflow_run if joined else None, f"evaluate {out.name}",
+        )  # fmt: skip
+        try:
+            with connect(config.address):
+                groups = row_groups(manifest)
+                detections = _detections(config, manifest, groups, DetectJob(
+                    weights.url, out / DETECTIONS, origin, config.batch), log)  # fmt: skip
+                scores = score_all(manifest, groups, detections, log)
+            evaluated, made_from = Evaluated(manifest, groups, detections), {"model": str(weights)}
+            summary = report(evaluated, scores, config, out, made_from, log)
+        except BaseException:
+            tracker.close("FINISHED" if joined else "FAILED")  # the training that the run belongs to did not fail
+            raise
+        finish(tracker, summary, out, log)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 
 
-def detect(
-    config: EvaluateConfig, manifest: Manifest, weights: Location, out: Path, log: Callable[[str], None]
-) -> None:
-    """Runs the inference stage into `out`/detections, whole or not at all."""
+def _detections(
+    config: EvaluateConfig, manifest: Manifest, groups: Sequence[RowGroup], job: DetectJob, log: Callable[[str], None]
+) -> StoredDetections:
+    """The inference stage, with what there is to say about it."""
+    began = time.monotonic()
     log(f"detecting on {manifest.name}: {manifest.rows} images")
-    aside = out / f".{DETECTIONS}"
-    for folder in (aside, out / DETECTIONS):  # of an evaluation that did not end
-        shutil.rmtree(folder, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with connect(config.address):
-        groups = row_groups(manifest)
-        pool = Pool.of_cluster(config.actors or len(groups), config.gpu)
-        rows = infer(evaluation_rows(groups), weights.url, config.batch, pool)
-        began = time.monotonic()
-        store(rows, locate(aside))
-    aside.rename(out / DETECTIONS)
+    parts = detect(groups, job, Pool.of_cluster(config.actors, config.gpu, len(groups)), log)
     seconds = time.monotonic() - began
-    log(f"detected in {duration(seconds)}, {manifest.rows / seconds:.1f} images/s, start of the processes included")
+    log(f"detected in {duration(seconds)}, start of the processes included")
+    report_failures(parts.values(), config.strict, log)
+    return StoredDetections(job.folder, job.origin, tuple(parts.values()))

@@ -1,138 +1,163 @@
-"""The inference stage: shard rows through the network to detection rows, on a pool of Ray Data actors."""
+"""The inference stage: shards through the network to parts of detection rows, by a pool of Ray Data actors.
+
+An actor gets a row group, runs it in batches, and writes its part itself; only a small row about it comes back. What
+was killed goes on with the row groups that have no part.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 import torch
 
+from msrcnn.config import DataConfig
 from msrcnn.data.batching import make_batch
 from msrcnn.detection_rows import detection_rows
+from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.rows import ImageTruth
-from msrcnn.structures import Detections
+from msrcnn.structures import Batch, Detections
 from msrcnn.weights import load_model
-from pipelines.ingest import truths_of
+from pipelines.detection_parts import Key, Origin, PartInfo, key_of, part_name, prepare, write_part
+from pipelines.job_rows import job_rows
+from pipelines.pool import Pool
+from pipelines.progress import Progress
+from pipelines.reading import RowGroup, evaluation_rows
 from pipelines.schema import DETECTION_ROW
 from pipelines.storage import Location, locate, on_disk
+from pipelines.stored_rows import truths_of
 
-ACTOR_CPUS = 0.8
-"""What an inference process asks of a machine without GPUs: its readers and writers need the rest of each CPU."""
-WRITER_CPUS = 0.1
-RESERVED_CPUS = 0.4
-"""Left to the readers and writers of a training and of an evaluation beside it."""
-LEAST_CPUS = 0.1
-"""With less for inference, an evaluation beside a training is refused."""
+DONE_ROW = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("shard", "group", "images", "detections", "errors")),
+        ("first_error", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+"""What an actor says of a part that it wrote: `PartInfo`, and how long it took."""
+
+
+@dataclass(frozen=True)
+class DetectJob:
+    """What every actor needs.
+
+    Attributes:
+        weights: a model file that every node sees, a local path or a URL.
+        folder: for the parts.
+        origin: what they say that they were made from.
+        batch: images a step of the network.
+    """
+
+    weights: str
+    folder: Location
+    origin: Origin
+    batch: int
 
 
 class Detector:
-    """One inference process: a table of shard rows in, a table of detection rows out."""
+    """One inference process: a row group of shard rows in, its part written, a row about it out."""
 
-    def __init__(self, weights: str, gpu: bool, threads: int) -> None:
+    def __init__(self, job: DetectJob, gpu: bool, threads: int) -> None:
         torch.set_num_threads(threads)
+        self.job = job
         self.device = torch.device("cuda" if gpu else "cpu")
-        with on_disk(locate(weights)) as path:
+        with on_disk(locate(job.weights)) as path:
             checkpoint = load_model(path)
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        truths, images = truths_of(table), table["image"].to_pylist()
-        try:
-            rows = self.detect(images, truths)
-        except InputError:  # one bad image must not cost the others of its batch
-            rows = [row for image, truth in zip(images, truths, strict=True) for row in self.attempt(image, truth)]
-        return pa.Table.from_pylist(rows, schema=DETECTION_ROW)
-
-    def attempt(self, image: bytes, truth: ImageTruth) -> list[dict[str, Any]]:
-        """The rows of one image, or one row that says why there are none."""
-        try:
-            return self.detect([image], [truth])
-        except InputError as error:
-            return [
-                {
-                    "image_id": truth.image_id,
-                    "height": truth.height,
-                    "width": truth.width,
-                    "error": str(error),
-                }
-            ]
-
-    def detect(self, images: list[bytes], truths: list[ImageTruth]) -> list[dict[str, Any]]:
-        """The rows of a batch of images."""
-        batch = make_batch(images, truths, self.data)
-        found: Detections = self.model(batch.to(self.device, non_blocking=True))
-        return detection_rows(batch, found, truths)
+        began = time.monotonic()
+        shard, group, rows = (table[name][0].as_py() for name in ("shard", "group", "group_rows"))
+        if len(table) != rows:  # a part that lacks images would count as done
+            raise RuntimeError(f"{part_name((shard, group))}: a block of {len(table)} rows, the row group has {rows}")
+        rows = detected_rows(self.model, self.data, self.device, self.job.batch, table)
+        found = pa.Table.from_pylist(list(rows), schema=DETECTION_ROW)
+        info = write_part(self.job.folder, (shard, group), found, self.job.origin)
+        return pa.Table.from_pylist([{**asdict(info), "seconds": time.monotonic() - began}], schema=DONE_ROW)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The processes of the inference stage."""
-
-    actors: int
-    threads: int
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def of_cluster(cls, actors: int, gpu: bool) -> Pool:
-        """All that the cluster has, at most `actors` processes.
-
-        Raises:
-            InputError: GPUs are asked for and there is none.
-        """
-        resources = ray.cluster_resources()
-        available = int(resources.get("GPU" if gpu else "CPU", 0))
-        if gpu and available == 0:
-            raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
-        actors = max(1, min(actors, available))
-        if gpu:
-            return cls(actors, 1, 1.0, 1.0)
-        # As many threads as keep all cores of a node busy when fewer processes than cores were asked for.
-        node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
-        threads = max(1, min(node, available // actors))
-        return cls(actors, threads, ACTOR_CPUS * threads, 0.0)
-
-    @classmethod
-    def beside(cls, cpus: float, gpus: float) -> Pool:
-        """What workers that reserve so much leave free.
-
-        Raises:
-            InputError: they leave nothing.
-        """
-        resources = ray.cluster_resources()
-        if free := int(resources.get("GPU", 0) - gpus):
-            return cls(free, 1, 1.0, 1.0)
-        left = resources.get("CPU", 0) - cpus - RESERVED_CPUS
-        if left < LEAST_CPUS:
-            raise InputError(f"--validation: the workers reserve {cpus:g} of the cluster's {resources.get('CPU', 0):g} "
-                             "CPUs; evaluating beside them needs half a CPU; lower --cpus")  # fmt: skip
-        return cls(max(1, int(left / ACTOR_CPUS)), 1, min(ACTOR_CPUS, left), 0.0)
-
-
-def infer(rows: ray.data.Dataset, weights: str, batch: int, pool: Pool) -> ray.data.Dataset:
-    """The detection rows of a data set of shard rows.
+def detected_rows(
+    model: MaskScoringRCNN, data: DataConfig, device: torch.device, batch: int, table: pa.Table
+) -> Iterator[dict[str, Any]]:
+    """The detection rows of a table of shard rows; an image that cannot be used has one row with its `error`.
 
     Args:
-        rows: shard rows.
-        weights: a model file that every node sees, a local path or a URL.
-        batch: images a step.
-        pool: of processes.
+        model: in testing mode, on the device.
+        data: how images are resized.
+        device: of the model.
+        batch: images at a time; the next ones are decoded meanwhile.
+        table: shard rows.
     """
+
+    def decode(part: slice) -> Batch | None:
+        try:
+            return make_batch(images[part], truths[part], data)
+        except InputError:
+            return None
+
+    def detect(ready: Batch, of: list[ImageTruth]) -> list[dict[str, Any]]:
+        found: Detections = model(ready.to(device, non_blocking=True))
+        return detection_rows(ready, found, of)
+
+    def attempt(number: int) -> list[dict[str, Any]]:
+        try:
+            return detect(make_batch([images[number]], [truths[number]], data), [truths[number]])
+        except InputError as error:
+            truth = truths[number]
+            common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
+            return [common | {"error": str(error)}]
+
+    truths, images = truths_of(table), table["image"].to_pylist()
+    parts = [slice(start, min(start + batch, len(truths))) for start in range(0, len(truths), batch)]
+    with ThreadPoolExecutor(1) as decoder:
+        following = [decoder.submit(decode, part) for part in parts[:1]]
+        for i, part in enumerate(parts):
+            ready = following.pop().result()
+            following = [decoder.submit(decode, part) for part in parts[i + 1 : i + 2]]
+            if ready is not None:
+                yield from detect(ready, truths[part])
+            else:  # one bad image must not cost the others of its batch
+                for number in range(part.start, part.stop):
+                    yield from attempt(number)
+
+
+def infer(groups: Sequence[RowGroup], job: DetectJob, pool: Pool) -> ray.data.Dataset:
+    """A job that writes the parts of these row groups; a row of `PartInfo` and `seconds` for each as it is there."""
     share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
-    return rows.map_batches(
+    return evaluation_rows(groups).map_batches(
         Detector,
-        fn_constructor_kwargs={"weights": weights, "gpu": pool.gpus > 0, "threads": pool.threads},
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),
-        batch_size=batch,
+        fn_constructor_kwargs={"job": job, "gpu": pool.gpus > 0, "threads": pool.threads},
+        compute=pool.strategy,
+        batch_size=None,
         batch_format="pyarrow",
         **share,
     )
 
 
-def store(rows: ray.data.Dataset, folder: Location) -> None:
-    """Writes detection rows as Parquet files into `folder`."""
-    rows.write_parquet(folder.path, filesystem=folder.filesystem, ray_remote_args={"num_cpus": WRITER_CPUS})
+def detect(groups: Sequence[RowGroup], job: DetectJob, pool: Pool, log: Callable[[str], None]) -> dict[Key, PartInfo]:
+    """Runs the inference stage on the row groups that have no part yet.
+
+    Returns:
+        what is in the parts, in the order of the row groups.
+
+    Raises:
+        InputError: the folder cannot be written or holds something else, or a process was lost again and again.
+    """
+    done = prepare(job.folder, job.origin)
+    missing = [group for group in groups if key_of(group) not in done]
+    if done:
+        log(f"{len(groups) - len(missing)} of {len(groups)} parts are there already")
+    if missing:
+        progress = Progress(sum(group.rows for group in missing), log)
+        for row in job_rows(infer(missing, job, pool)):
+            row.pop("seconds")
+            info = PartInfo(**row)
+            done[info.key] = info
+            progress.add(info.images)
+    return {key_of(group): done[key_of(group)] for group in groups}

@@ -5,36 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.collate_fn import ArrowBatchCollateFn
 
 from msrcnn.config import DataConfig
 from msrcnn.data.batching import draw, make_batch
-from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch
-
-
-def truths_of(table: pa.Table) -> list[ImageTruth]:
-    """The ground truth in a table of shard rows, without the images."""
-    truths = []
-    for row in table.select(["image_id", "height", "width", "instances"]).to_pylist():
-        instances = row["instances"]
-        truths.append(
-            ImageTruth(
-                row["image_id"],
-                row["height"],
-                row["width"],
-                np.array([i["annotation_id"] for i in instances], dtype=np.int64),
-                np.array([i["category"] for i in instances], dtype=np.int32),
-                np.array([i["bbox"] for i in instances], dtype=np.float32).reshape(-1, 4),
-                np.array([i["area"] for i in instances], dtype=np.float32),
-                np.array([i["iscrowd"] for i in instances], dtype=bool),
-                [i["rle"] for i in instances],
-            )
-        )
-    return truths
+from pipelines.stored_rows import truths_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The options of `msrcnn shard`, `train`, `evaluate`, `data`. Imports neither torch nor Ray: `--help` must not wait."""
+"""The options of the verbs with data or a network. Imports neither torch nor Ray: `--help` must not wait."""
 
 from __future__ import annotations
 
@@ -127,24 +127,33 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Detect on shards, store the detections as rows, compute every number from them."""
+    """Detect on shards, store the detections as rows, compute every number from them.
+
+    The same command again, after it was killed, goes on with the images that have no detections yet.
+    """
 
     model: str | Path
     """run directory of a finished training, or a model file; a local path or a URL"""
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
-    out: Path
-    """folder for the detection rows (Parquet) and the numbers (summary.json)"""
+    out: str | Path
+    """folder for the detection rows (Parquet), the numbers (summary.json) and figures; a local path, which on a
+    cluster every node must see, or a URL"""
     batch: int = 8
     """images a step of the network"""
     actors: int = 0
-    """inference processes, at most one a GPU (with --gpu) or CPU of the cluster; 0: as many as can be used"""
+    """inference processes, at most one a GPU (with --gpu) or CPU of the cluster; 0: from one to as many as there is
+    work and room for"""
     gpu: bool = False
     """one GPU an inference process"""
+    strict: bool = False
+    """fail, once all images have been through, if one could not be processed"""
     bootstrap: int = 1000
     """resamplings of the images for the interval of the gain"""
     seed: int = 0
-    """of the resamplings"""
+    """of the resamplings, and of the images that errors are told apart on"""
+    figures: bool = True
+    """draw figures; --no-figures leaves them out"""
     tracking: str | None = None
     """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
     experiment: str = "msrcnn"

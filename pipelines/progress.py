@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+PROGRESS_SECONDS = 5.0
+"""Least time between two lines."""
+
 
 def duration(seconds: float) -> str:
     """Seconds as people read them: 45 s, 3 min 20 s, 2 h 5 min."""
@@ -12,3 +18,34 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Progress:
+    """Lines that say how far a stage is: images done, images a second, time left.
+
+    The rate counts from the first result on, so that the start of the processes is not in it.
+
+    Args:
+        total: images.
+        log: takes the lines.
+        clock: seconds.
+    """
+
+    def __init__(self, total: int, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.log, self.clock = total, log, clock
+        self.done = 0
+        self._began = self._logged = clock()
+        self._first: tuple[float, int] | None = None  # when the first result came, and its images
+
+    def add(self, images: int) -> None:
+        """Notes finished images; logs a line if the last one is old, or if these are the last."""
+        self.done += images
+        now = self.clock()
+        since, before = self._first or (self._began, 0)
+        self._first = self._first or (now, images)
+        if self.done < self.total and now - self._logged < PROGRESS_SECONDS:
+            return
+        self._logged = now
+        rate = (self.done - before) / max(now - since, 1e-3)
+        left = duration((self.total - self.done) / rate) if rate else "?"
+        self.log(f"{self.done}/{self.total} images, {rate:.1f} images/s, {left} left")

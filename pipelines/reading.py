@@ -45,18 +45,20 @@ class RowGroup:
     index: int
     rows: int
     bytes: int
+    shard: int = 0
+    """the place of its file in the data set"""
 
 
 def row_groups(manifest: Manifest) -> list[RowGroup]:
     """Every row group of a data set, in the order of its parts."""
 
-    def groups(path: str) -> list[RowGroup]:
+    def groups(shard: int, path: str) -> list[RowGroup]:
         footer = open_parquet(path).metadata
         found = (footer.row_group(i) for i in range(footer.num_row_groups))
-        return [RowGroup(path, i, group.num_rows, group.total_byte_size) for i, group in enumerate(found)]
+        return [RowGroup(path, i, group.num_rows, group.total_byte_size, shard) for i, group in enumerate(found)]
 
     with ThreadPoolExecutor(FOOTERS) as pool:
-        return [group for found in pool.map(groups, manifest.paths) for group in found]
+        return [group for found in pool.map(groups, range(len(manifest.parts)), manifest.paths) for group in found]
 
 
 def read_rows(paths: Sequence[str], indices: Sequence[int]) -> pa.Table:
@@ -186,17 +188,25 @@ def training_rows(plan: Sequence[Piece]) -> ray.data.Dataset:
 
 def _read_group(plan: pa.Table) -> Iterator[pa.Table]:
     for group in plan.to_pylist():
-        yield read_rows([group["path"]], [group["index"]])
+        rows = read_rows([group["path"]], [group["index"]])
+        for name in ("shard", "group", "group_rows"):
+            rows = rows.append_column(name, pa.repeat(pa.scalar(group[name], pa.int32()), rows.num_rows))
+        yield rows
 
 
 def evaluation_rows(groups: Sequence[RowGroup]) -> ray.data.Dataset:
-    """Every shard row once."""
-    return _tasks([{"path": g.path, "index": g.index} for g in groups], _read_group)
+    """Every shard row once, a block a row group; columns `shard`, `group` and `group_rows` say which it is."""
+    columns = [{"path": g.path, "index": g.index, "shard": g.shard, "group": g.index, "group_rows": g.rows}
+               for g in groups]  # fmt: skip
+    rows = _tasks(columns, _read_group)
+    rows.context.target_max_block_size = None  # a row group stays in one piece
+    return rows
 
 
 def _tasks(plan: list[dict[str, Any]], read: Callable[[pa.Table], Iterator[pa.Table]]) -> ray.data.Dataset:
     """A reading task for each row of the plan."""
     rows = ray.data.from_items(plan, override_num_blocks=len(plan))
     readers = max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_A_READER)
+    readers = min(readers, len(plan))  # Ray Data warns of a limit that cannot be reached
     compute = ray.data.TaskPoolStrategy(size=readers)
     return rows.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, num_cpus=READER_CPUS)

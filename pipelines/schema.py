@@ -46,6 +46,8 @@ DETECTION_ROW = pa.schema(
         ("mask_score", pa.float32()),  # class_score * maskiou; ranks masks
         ("rle", pa.binary()),  # COCO compressed counts of the [height, width] mask
         ("error", pa.string()),  # why the image could not be processed; null otherwise
+        ("model", pa.string()),  # the first 12 hex digits of the model file's SHA-256
+        ("dataset", pa.string()),  # those of the data set's fingerprint
     ]
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.exceptions import RayError, RayTaskError
 
 from cluster.session import connect
 from msrcnn.data.rejected import Rejected
 from msrcnn.errors import InputError
+from pipelines.job_rows import job_rows
 from pipelines.manifest import MANIFEST, Manifest, load_manifest, read_manifest, write_manifest
 from pipelines.options import ShardConfig
 from pipelines.part_records import (
@@ -30,12 +30,10 @@ from pipelines.part_records import (
     parse_record,
     remove_records,
 )
-from pipelines.progress import duration
+from pipelines.progress import PROGRESS_SECONDS, duration
 from pipelines.shard_job import WriteJob, plan_row, write_shards
 from pipelines.shard_plan import Plan, make_plan
 from pipelines.storage import Location, exclusively, explained, locate
-
-PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
     write = partial(write_shards, job=job)
     written = ray.data.from_arrow_refs(blocks).map_batches(write, batch_size=None, batch_format="pyarrow")
     del blocks
-    for row in _results(written):
+    for row in job_rows(written):
         record = parse_record(row["record"])
         records[record.shard] = record
         finished += record.images
@@ -201,24 +199,6 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
             log(f"{finished}/{total} images, {rate:.0f} images/s, {duration((total - finished) / rate)} left")
             logged = now
     return [records[index] for index in sorted(records)]
-
-
-def _results(written: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """The job's rows as its tasks end; what a task says of the user's storage is passed on as one line."""
-    written.context.raise_original_map_exception = True
-    try:
-        yield from written.iter_rows()
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            line, *_ = str(error.cause).split("\n")  # Ray Data appends advice
-            raise InputError(line) from error
-        raise
-    except RayError as error:  # its process or its node died, more often than Ray tries again
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"a task was lost again and again ({type(error).__name__}: {reason}); give the same command again to go on "
-            "where it stopped"
-        ) from error
 
 
 def _by_reason(rejected: Sequence[Rejected]) -> dict[str, list[Rejected]]:

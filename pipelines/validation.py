@@ -20,15 +20,18 @@ from typing import Any
 
 from msrcnn.errors import InputError
 from pipelines.checkpoint_list import MODEL, checkpoint_name, committed, step_of
-from pipelines.evaluate import other_categories, plain
-from pipelines.inference import Pool, infer, store
+from pipelines.detection_parts import StoredDetections
+from pipelines.evaluate import origin_of, other_categories
+from pipelines.inference import DetectJob, detect
 from pipelines.job import Job
 from pipelines.manifest import Manifest
 from pipelines.options import EvaluateConfig, TrainConfig
+from pipelines.pool import Pool
 from pipelines.progress import duration
-from pipelines.reading import evaluation_rows, row_groups
+from pipelines.reading import row_groups
+from pipelines.reporting import plain
 from pipelines.run_directory import BEST, VALIDATION
-from pipelines.scoring import Summary, read_detections, score, summary_metrics
+from pipelines.scoring import Summary, score_all, summarise, summary_metrics
 from pipelines.storage import locate
 from pipelines.train_setup import worker_resources
 
@@ -146,10 +149,12 @@ class Validator:
     def _evaluate_one(self, name: str) -> None:
         began = time.monotonic()
         weights, rows = self.folder / f"{name}.pt", self.folder / f"{name}.rows"
-        rows.remove_folder()  # of a driver that was killed
-        rows.make_folder()
-        store(infer(evaluation_rows(self.groups), weights.url, EvaluateConfig.batch, self.pool), rows)
-        summary = score(self.manifest, read_detections(rows), BOOTSTRAP, seed=0)
+        origin = origin_of(weights, self.manifest, self.manifest.folder)
+        job = DetectJob(weights.url, rows, origin, EvaluateConfig.batch)
+        parts = detect(self.groups, job, self.pool, quiet)  # goes on where a driver that was killed stopped
+        stored = StoredDetections(rows, origin, tuple(parts.values()))
+        scores = score_all(self.manifest, self.groups, stored, quiet, self.pool.cpus)
+        summary = summarise(self.manifest.name, scores, BOOTSTRAP, seed=0)
         rows.remove_folder()
         numbers = {f"validation/{key}": value for key, value in plain(summary_metrics(summary)).items()}
         self._keep(name, {"step": step_of(name), "time": time.time(), **numbers})
@@ -170,6 +175,10 @@ class Validator:
                 (self.folder / f"{name}.pt").copy_to(self.run / BEST)
             if name in numbers:
                 (self.folder / f"{name}.pt").remove()
+
+
+def quiet(_line: str) -> None:
+    """Progress beside a training is not shown."""
 
 
 def headline(summary: Summary, step: int, job: Job) -> str:

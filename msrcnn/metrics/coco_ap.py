@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import hotcoco
 import numpy as np
+import numpy.typing as npt
 
 from msrcnn.errors import InputError
-from msrcnn.metrics.coco_masks import mask_dicts
-from msrcnn.metrics.maskiou import oracle_scores, true_maskiou
+from msrcnn.metrics.coco_rows import annotation_dicts, detection_dicts, image_dicts, pair_images, refuse_repeated
 from msrcnn.rows import ImageDetections, ImageTruth
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's thresholds, over which AP is the mean."""
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's 12 summary numbers in the official order."""
@@ -34,6 +36,15 @@ class CategoryAP:
     name: str
     by_class: float  # masks ranked by class score
     by_mask: float  # masks ranked by mask score
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """One ranking's precision at COCO's 101 recalls (0, 0.01, ... 1), detections up to 100 an image."""
+
+    ranking: str  # box, class, mask or oracle: what `APReport` calls box, mask_by_class, ...
+    iou: float  # threshold
+    precision: tuple[float, ...]  # [101], mean over the categories with instances; nan if there are none
 
 
 @dataclass(frozen=True)
@@ -58,10 +69,10 @@ class APReport:
 class CocoAP:
     """Accumulates COCO average precision image by image.
 
-    A worker feeds its own images to `update` and sends `to_bytes`; the driver joins the parts with `merge`
-    and calls `summarise`. The result does not depend on how the images were split nor on the order of the
-    parts. Equal scores are ranked as in pycocotools: by image id, and in an image by the order in which its
-    detections were given, for each of the scores.
+    A worker feeds its own images to `update` and sends `to_bytes`; the driver joins the parts with `merge` and
+    calls `summarise` and `curves`, after which nothing can be added. The result does not depend on how the images
+    were split nor on the order of the parts. Equal scores are ranked as in pycocotools: by image id, and in an image
+    by the order in which its detections were given, for each of the scores.
     """
 
     def __init__(self, categories: Sequence[tuple[int, str]]) -> None:
@@ -69,28 +80,36 @@ class CocoAP:
         self.categories = tuple((int(number), str(name)) for number, name in categories)
         self._numbers = np.array([number for number, _ in self.categories], dtype=np.int64)
         self._image_ids: set[int] = set()
+        self._final: dict[str, Any] = {}  # finished evaluators, once there are any
         listed = [{"id": number, "name": name} for number, name in self.categories]
         self._evaluators = {
             ranking: hotcoco.StreamingEval(listed, "bbox" if ranking == "box" else "segm") for ranking in _RANKINGS
         }
 
-    def update(self, truths: Sequence[ImageTruth], detections: Sequence[ImageDetections]) -> None:
+    def update(
+        self,
+        truths: Sequence[ImageTruth],
+        detections: Sequence[ImageDetections],
+        true: Mapping[int, npt.NDArray[np.float64]] | None = None,
+    ) -> None:
         """Scores a batch of images.
 
         Args:
             truths: every image of the batch, those without instances too.
             detections: the detections of these images in any order; an image without any may be absent.
+            true: `true_maskiou` of each image in `detections` by image id, where it is known already; computed
+                otherwise.
 
         Raises:
             InputError: an image comes twice, detections have no truth, a category is unknown or a mask does
                 not fit its image. Nothing of the batch has been taken then.
         """
-        paired = self._pair(truths, detections)
-        images = [{"id": truth.image_id, "height": truth.height, "width": truth.width} for truth in truths]
-        annotations = [row for truth in truths for row in _annotation_dicts(truth)]
+        paired = pair_images(truths, detections, self._numbers, self._image_ids)
+        images = image_dicts(truths)
+        annotations = [row for truth in truths for row in annotation_dicts(truth)]
         found: dict[str, list[dict[str, Any]]] = {ranking: [] for ranking in _RANKINGS}
         for truth, of_image in paired:
-            for ranking, rows in _detection_dicts(truth, of_image).items():
+            for ranking, rows in detection_dicts(truth, of_image, (true or {}).get(truth.image_id)).items():
                 found[ranking] += rows
         for ranking, evaluator in self._evaluators.items():
             evaluator.update(images, annotations, found[ranking])
@@ -113,7 +132,7 @@ class CocoAP:
                     f"parts of an evaluation have different categories ({len(part.categories)} and "
                     f"{len(merged.categories)}, or other names); evaluate all images against one data set"
                 )
-            _refuse_repeated(merged._image_ids & part._image_ids)
+            refuse_repeated(merged._image_ids & part._image_ids)
             merged._image_ids |= part._image_ids
         for ranking in _RANKINGS:
             states = [part._evaluators[ranking] for part in parts]
@@ -121,7 +140,7 @@ class CocoAP:
         return merged
 
     def to_bytes(self) -> bytes:
-        """The state, to be sent to another process: about 140 bytes a detection."""
+        """The state, to be sent to another process: 74 (1 category) to 114 (80) bytes a detection, all rankings."""
         blobs = [
             json.dumps(self.categories).encode(),
             np.array(sorted(self._image_ids), dtype=np.int64).tobytes(),
@@ -142,7 +161,7 @@ class CocoAP:
         return restored
 
     def summarise(self, bootstrap: int = 1000, seed: int = 0) -> APReport:
-        """Computes the report; uses the accumulated state up, so call it once, last.
+        """Computes the report; nothing can be added afterwards.
 
         Args:
             bootstrap: resamplings of the images for `gain_interval`; 0 leaves it nan. One takes about 0.07 s
@@ -152,10 +171,8 @@ class CocoAP:
         Raises:
             InputError: no image was scored.
         """
-        if not self._image_ids:
-            raise InputError("nothing to evaluate: no image was scored; check the detections and the data set")
+        final = self._finished()
         # `compare` accumulates by itself and, unlike `summarize`, prints nothing.
-        final = {ranking: evaluator.finalize() for ranking, evaluator in self._evaluators.items()}
         box = hotcoco.compare(final["box"], final["box"])
         oracle = hotcoco.compare(final["class"], final["oracle"])
         # hotcoco seeds resampling i with seed + i: neighbouring seeds would share all but one of them.
@@ -179,84 +196,38 @@ class CocoAP:
             per_category=self._per_category(gained["per_category"]),
         )
 
-    def _pair(
-        self, truths: Sequence[ImageTruth], detections: Sequence[ImageDetections]
-    ) -> list[tuple[ImageTruth, ImageDetections]]:
-        """The images with detections; refuses what hotcoco would take in silence or partly."""
-        ids, found_ids = [truth.image_id for truth in truths], [found.image_id for found in detections]
-        for listed in (ids, found_ids):
-            twice = {image_id for image_id, count in Counter(listed).items() if count > 1}
-            _refuse_repeated(twice | self._image_ids.intersection(listed))
-        by_id = dict(zip(ids, truths, strict=True))
-        for found in detections:
-            if found.image_id not in by_id:
-                raise InputError(
-                    f"detections of image {found.image_id} have no ground truth; evaluate against the data "
-                    "set that they were made from"
-                )
-        rows: list[ImageTruth | ImageDetections] = [*truths, *detections]
-        for row in rows:
-            unknown = ~np.isin(row.categories, self._numbers)
-            if unknown.any():
-                raise InputError(
-                    f"image {row.image_id}: category {row.categories[unknown][0]} is not one of the data "
-                    f"set's {len(self.categories)}; use a model that was trained for this data set"
-                )
-        return [(by_id[found.image_id], found) for found in detections]
+    def curves(self, ious: Sequence[float] = (0.5, 0.75)) -> tuple[PrecisionRecall, ...]:
+        """Precision against recall, for each ranking and each of `ious`; nothing can be added afterwards.
+
+        Raises:
+            InputError: no image was scored, or a threshold is none of COCO's 0.5, 0.55, ... 0.95.
+        """
+        for iou in ious:
+            if not np.isclose(IOU_THRESHOLDS, iou).any():
+                raise InputError(f"IoU threshold {iou}: accepted are 0.5, 0.55, ... 0.95")
+        curves = []
+        for ranking, evaluator in self._finished().items():
+            evaluator.accumulate()
+            precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [10, 101, C] for all areas, 100 detections
+            present = (precision >= 0).all(axis=(0, 1))  # [C], -1 where a category has no instance
+            for iou in ious:
+                of_iou = precision[int(np.argmin(np.abs(IOU_THRESHOLDS - iou)))][:, present]  # [101, c]
+                mean = of_iou.mean(axis=1) if present.any() else np.full(len(of_iou), np.nan)
+                curves.append(PrecisionRecall(ranking, float(iou), tuple(mean.tolist())))
+        return tuple(curves)
+
+    def _finished(self) -> dict[str, Any]:
+        """hotcoco's evaluators with all images in; they take no more."""
+        if not self._image_ids:
+            raise InputError("nothing to evaluate: no image was scored; check the detections and the data set")
+        if not self._final:
+            self._final = {ranking: evaluator.finalize() for ranking, evaluator in self._evaluators.items()}
+        return self._final
 
     def _per_category(self, compared: list[dict[str, Any]]) -> tuple[CategoryAP, ...]:
         values = {row["cat_id"]: (_or_nan(row["ap_a"]), _or_nan(row["ap_b"])) for row in compared}
         absent = (float("nan"), float("nan"))  # hotcoco leaves out categories without instances
         return tuple(CategoryAP(number, name, *values.get(number, absent)) for number, name in self.categories)
-
-
-def _annotation_dicts(truth: ImageTruth) -> list[dict[str, Any]]:
-    masks = mask_dicts(truth.image_id, truth.height, truth.width, truth.rles)
-    boxes = _xywh(truth.boxes)
-    return [
-        {
-            "id": int(truth.annotation_ids[i]),
-            "image_id": truth.image_id,
-            "category_id": int(truth.categories[i]),
-            "bbox": boxes[i],
-            "area": float(truth.areas[i]),
-            "iscrowd": int(truth.crowd[i]),
-            "segmentation": masks[i],
-        }
-        for i in range(len(masks))
-    ]
-
-
-def _detection_dicts(truth: ImageTruth, found: ImageDetections) -> dict[str, list[dict[str, Any]]]:
-    """Result rows of an image per ranking; a mask's has no `bbox`, or its area would become the box's."""
-    true = true_maskiou(truth, found)
-    scores = {
-        "class": found.class_scores.tolist(),
-        "mask": found.mask_scores.tolist(),
-        "oracle": oracle_scores(found.class_scores, found.maskious, true).tolist(),
-    }
-    masks = mask_dicts(truth.image_id, truth.height, truth.width, found.rles)
-    common = [{"image_id": truth.image_id, "category_id": int(number)} for number in found.categories]
-    rows: dict[str, list[dict[str, Any]]] = {
-        ranking: [a | {"segmentation": mask, "score": s} for a, mask, s in zip(common, masks, values, strict=True)]
-        for ranking, values in scores.items()
-    }
-    boxes = zip(common, _xywh(found.boxes), scores["class"], strict=True)
-    rows["box"] = [a | {"bbox": box, "score": s} for a, box, s in boxes]
-    return rows
-
-
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    exact = boxes.astype(np.float64)  # [n, 4] x0 y0 x1 y1
-    return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1).tolist()  # [n, 4] x y w h
-
-
-def _refuse_repeated(image_ids: set[int]) -> None:
-    if image_ids:
-        raise InputError(
-            f"image {min(image_ids)} was scored twice ({len(image_ids)} such images); give every image "
-            "once, in one partition"
-        )
 
 
 def _rescaled(gain: float, ci: dict[str, float], images: int) -> tuple[float, float]:

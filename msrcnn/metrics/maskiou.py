@@ -1,9 +1,8 @@
-"""How well scores tell the quality of masks: true MaskIoU, oracle (Table 7), Fig. 2 and Fig. 5."""
+"""The true MaskIoU of detections, the oracle score (Table 7), and the terms in which scores are compared with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import hotcoco.mask
 import numpy as np
@@ -77,7 +76,7 @@ def oracle_scores(class_scores: Floats, maskious: Floats, true: Floats) -> npt.N
 
 @dataclass(frozen=True)
 class Agreement:
-    """How scores agree with the true MaskIoU over one set of detections.
+    """How scores agree with the true MaskIoU over one set of detections; see `quality.MaskIoUQuality`.
 
     A coefficient is nan for fewer than two detections or where either side does not vary; the error is nan
     for no detection.
@@ -100,80 +99,15 @@ class MaskIoUStats:
     matched: Agreement
 
 
-def maskiou_stats(predicted: Floats, class_scores: Floats, true: Floats) -> MaskIoUStats:
-    """Correlations of a whole evaluation; exact, from columns concatenated over the images.
-
-    Args:
-        predicted: [N] predicted MaskIoU.
-        class_scores: [N] class scores.
-        true: [N] from `true_maskiou`.
-    """
-    predicted, class_scores, true = (np.asarray(x, dtype=np.float64) for x in (predicted, class_scores, true))
-    matched = true >= MATCHED_IOU
-    return MaskIoUStats(
-        all_detections=_agreement(predicted, class_scores, true),
-        matched=_agreement(predicted[matched], class_scores[matched], true[matched]),
-    )
-
-
 @dataclass(frozen=True)
 class ScoreBin:
-    """Two bars of Fig. 2: mean scores of the detections with true MaskIoU between `low` and `high`."""
+    """Two bars of Fig. 2: mean scores of the detections with true MaskIoU between `low` and `high`.
+
+    As in the paper, only detections with both true MaskIoU and class score above 0.5 take part.
+    """
 
     low: float
     high: float
     count: int
     class_score: float  # mean; nan in an empty bin
     mask_score: float  # mean; nan in an empty bin
-
-
-def score_bins(predicted: Floats, class_scores: Floats, true: Floats) -> tuple[ScoreBin, ...]:
-    """Mean class score and mean mask score per bin of true MaskIoU (Fig. 2).
-
-    As in the paper, only detections with both true MaskIoU and class score above 0.5 take part.
-
-    Args:
-        predicted: [N] predicted MaskIoU.
-        class_scores: [N] class scores.
-        true: [N] from `true_maskiou`.
-    """
-    predicted, class_scores, true = (np.asarray(x, dtype=np.float64) for x in (predicted, class_scores, true))
-    kept = (true > BIN_EDGES[0]) & (class_scores > 0.5)
-    predicted, class_scores, true = predicted[kept], class_scores[kept], true[kept]
-    index = np.searchsorted(BIN_EDGES[1:-1], true, side="right")  # [n], the bin of each detection
-    bins = []
-    for i, (low, high) in enumerate(pairwise(BIN_EDGES)):
-        inside = index == i
-        scores = class_scores[inside]
-        means = (scores.mean(), (scores * predicted[inside]).mean()) if inside.any() else (np.nan, np.nan)
-        bins.append(ScoreBin(low, high, int(inside.sum()), float(means[0]), float(means[1])))
-    return tuple(bins)
-
-
-def _agreement(predicted: Floats, class_scores: Floats, true: Floats) -> Agreement:
-    ranks = _average_ranks(true)
-    return Agreement(
-        count=len(true),
-        maskiou_pearson=_pearson(predicted, true),
-        maskiou_spearman=_pearson(_average_ranks(predicted), ranks),
-        class_pearson=_pearson(class_scores, true),
-        class_spearman=_pearson(_average_ranks(class_scores), ranks),
-        mask_score_pearson=_pearson(class_scores * predicted, true),
-        mean_absolute_error=float(np.abs(predicted - true).mean()) if len(true) else float("nan"),
-    )
-
-
-def _pearson(x: Floats, y: Floats) -> float:
-    # The range decides, not the variance: rounding of the mean gives a constant column a tiny variance.
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    x, y = x - x.mean(), y - y.mean()
-    r = x @ y / np.sqrt((x @ x) * (y @ y))
-    return float(np.clip(r, -1.0, 1.0))
-
-
-def _average_ranks(values: Floats) -> npt.NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)  # the highest rank of each distinct value
-    return (last - (counts - 1) / 2)[inverse]

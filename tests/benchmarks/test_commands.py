@@ -74,3 +74,23 @@ def test_train_step() -> None:
     # Weights, gradients and momentum of 44 million parameters and more, in bytes; the head has 16 million of its own.
     assert 2e9 > peaks["ours"] > 44e6 * 4 * 2
     assert 0 < found["outside_share"] < 0.2
+
+
+@pytest.mark.slow
+def test_scoring() -> None:
+    found = figures(run("scoring"))
+    assert found["difference"] <= 1e-12
+    assert found["ratio"] == pytest.approx(found["pycocotools_ms"] / found["ours_ms"], rel=0.9)
+    assert found["ratio"] > 1
+    assert found["ratio_from_rows"] > 1
+    assert found["memory_bounded"]
+    assert found["part_peak_bytes"] > found["idle_peak_bytes"] > 0
+    assert found["bytes_a_detection"] < 200
+
+
+@pytest.mark.slow
+def test_inference() -> None:
+    found = figures(run("inference"))
+    sides = ("ours", "ours_with_head", "torchvision")
+    assert {found[f"{side}_detections"] for side in sides} == {100 * found["images"]}
+    assert found["ratio"] > found["ratio_with_head"] > 0

@@ -60,6 +60,16 @@ def test_sharding_has_flags_without_values():
     assert parse("train", ["--shards", "s3://bucket/s", "--run", "r"]).shards == "s3://bucket/s"
 
 
+def test_evaluations_have_flags_without_values():
+    arguments = ["--model", "m", "--shards", "s", "--out", "s3://bucket/o"]
+    plain = parse("evaluate", arguments)
+    assert (plain.out, plain.strict, plain.gpu, plain.figures) == ("s3://bucket/o", False, False, True)
+    changed = parse("evaluate", [*arguments, "--strict", "--gpu", "--no-figures"])
+    assert (changed.strict, changed.gpu, changed.figures) == (True, True, False)
+    several = ["--detections", "d", "--shards", "s", "--out", "o", "--maskiou-powers", "0", "1.5", "--top-k", "10", "0"]
+    assert (parse("rescore", several).maskiou_powers, parse("rescore", several).top_k) == ((0.0, 1.5), (10, 0))
+
+
 def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
     """Two shards; the second one is damaged afterwards."""
     parts = []
@@ -85,9 +95,19 @@ def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
         (["trian"], "'trian' is not a command; there are shapes, shard, data, train, evaluate"),
         (["train", "--preset", "r19", "--shards", "s", "--run", "r"], "--preset r19: no such preset"),
         (["train", "--shards", "nowhere", "--run", "r"], "no manifest.json; make shards with `msrcnn shard`"),
-        (["train", "--shards", "s", "--run", "r", "--workers", "3"], "--solver.batch = 16 is not accepted"),
+        (
+            ["train", "--shards", "s", "--run", "r", "--workers", "17"],
+            "--workers = '17' is not accepted; it must be at most",
+        ),
         (["train", "--shards", "s", "--run", "r", "--solver.lr", "-1"], "solver.lr = -1.0 is not accepted"),
         (["evaluate", "--model", "m", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
+        (["evaluate", "--model", "m", "--shards", "s", "--out", "o", "--batch", "0"], "--batch = 0 is not accepted"),
+        (["score", "--detections", "d", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
+        (["score", "--detections", "d", "--shards", "s", "--out", "o", "--seed", "-1"], "--seed = -1 is not accepted"),
+        (["rescore", "--detections", "d", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
+        (["rescore", "--detections", "d", "--shards", "s", "--out", "o", "--top-k", "-1"], "--top-k = (-1,) is not"),
+        (["export", "--detections", "d", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
+        (["export", "--detections", "d", "--shards", "s", "--out", "o", "--test-dev", "a/b"], "--test-dev = 'a/b' is"),
         (["shapes", "--classes", "9", "--out", "o"], "shapes.classes = 9 is not accepted"),
         (["shard", "--annotations", "a.json", "--images", "i", "--out", "o"], "i: no such folder"),
         (["shard", "--annotations", "a", "--images", "nosuch://i", "--out", "o"], "nosuch://i: no file system for it"),

@@ -19,8 +19,8 @@ from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
 from pipelines.manifest import read_manifest
 from pipelines.options import EvaluateConfig, TrainConfig
 from pipelines.schema import DETECTION_ROW
-from pipelines.scoring import images_of
 from pipelines.shard import ShardConfig, shard
+from pipelines.stored_rows import images_of
 
 pytestmark = pytest.mark.slow
 

@@ -1,21 +1,35 @@
-"""From stored rows to numbers: nothing lost between Parquet and the metrics."""
+"""From stored rows to numbers: nothing lost between Parquet and the metrics, and nothing depends on the split."""
 
-from dataclasses import asdict
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from msrcnn.metrics.coco_ap import CocoAP
-from msrcnn.metrics.maskiou import maskiou_stats, true_maskiou
-from pipelines.manifest import Manifest, Part
-from pipelines.schema import DETECTION_ROW, SHARD_ROW, Category
-from pipelines.scoring import images_of, read_detections, score, summary_metrics
+from msrcnn.errors import InputError
+from msrcnn.metrics.coco_ap import METRICS, CocoAP
+from msrcnn.metrics.maskiou import true_maskiou
+from msrcnn.metrics.quality import MaskIoUQuality
+from pipelines.detection_parts import read_parts
+from pipelines.reading import row_groups
+from pipelines.schema import DETECTION_ROW
+from pipelines.scoring import categories_of, join, score_all, score_part, summarise, summary_metrics
+from pipelines.stored_rows import images_of
 from pipelines.summary_table import summary_lines
+from tests.reference import reference_scenes
+from tests.stored_scenes import result_rows, write_detections, write_shards
+
+CATEGORIES = ((7, "a"), (9, "b"))
 
 
-@pytest.fixture
+def quiet(_line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
 def scenes(make_scene):
     rng = np.random.default_rng(5)
     return [make_scene(i, rng, instances=5, detections=0 if i == 3 else 8, classes=2) for i in range(1, 7)]
@@ -23,71 +37,132 @@ def scenes(make_scene):
 
 @pytest.fixture
 def stored(tmp_path, scenes):
-    """The scenes as shards and detection rows on disk; image 6 failed."""
-    shards, detections = tmp_path / "shards", tmp_path / "detections"
-    shards.mkdir()
-    detections.mkdir()
-    truth_rows, rows = [], []
-    for scene in scenes:
-        t, d = scene.truth, scene.detections
-        names = ("annotation_id", "category", "bbox", "area", "iscrowd", "rle")
-        columns = zip(t.annotation_ids, t.categories, t.boxes.tolist(), t.areas, t.crowd, t.rles, strict=True)
-        common = {"image_id": t.image_id, "height": t.height, "width": t.width}
-        instances = [dict(zip(names, values, strict=True)) for values in columns]
-        truth_rows.append(common | {"file_name": "x", "image": b"", "instances": instances})
-        if t.image_id == 6:
-            rows.append(common | {"error": "image 6: not a readable image"})
-            continue
-        names = ("category", "bbox", "class_score", "maskiou", "mask_score", "rle")
-        columns = zip(d.categories, d.boxes.tolist(), d.class_scores, d.maskious, d.mask_scores, d.rles, strict=True)
-        rows += [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
-    parts = []
-    for i in range(2):
-        pq.write_table(pa.Table.from_pylist(truth_rows[i::2], SHARD_ROW), shards / f"{i}.parquet", row_group_size=2)
-        parts.append(Part(f"{i}.parquet", 3, 15, 0, ""))
+    """The scenes as shards and parts; image 6 failed."""
+    manifest = write_shards(tmp_path / "shards", [s.truth for s in scenes], CATEGORIES, files=2, row_group=2)
+    found = {s.truth.image_id: s.detections if s.truth.image_id != 6 else None for s in scenes}
+    return manifest, *write_detections(tmp_path, manifest, found)
+
+
+def scored(manifest, groups, detections):
+    """In this process, with what the tasks call."""
+    return join(*(score_part(group, detections.folder, categories_of(manifest)) for group in groups))
+
+
+def test_rows_come_back_by_image_best_first(scenes):
+    rows = [row for s in scenes for row in result_rows(s.truth, s.detections if s.truth.image_id != 6 else None)]
     order = np.random.default_rng(0).permutation(len(rows))
-    for i in range(3):
-        table = pa.Table.from_pylist([rows[k] for k in order[i::3]], DETECTION_ROW)
-        pq.write_table(table, detections / f"{i}.parquet")
-    categories = (Category(1, 7, "a"), Category(2, 9, "b"))
-    return Manifest(shards, "scenes", categories, tuple(parts), {}, {}), detections
-
-
-def test_rows_come_back_by_image_best_first(stored, scenes):
-    found = images_of(read_detections(stored[1]))
+    found = images_of(pa.Table.from_pylist([rows[i] for i in order], DETECTION_ROW))
     assert sorted(found) == [1, 2, 3, 4, 5]  # 6 failed, 3 has none
     assert len(found[3].categories) == 0
     for scene in scenes[:5]:
         got, want = found[scene.truth.image_id], scene.detections
-        order = np.argsort(-want.class_scores, kind="stable")
-        assert np.array_equal(got.class_scores, want.class_scores[order])
+        assert np.array_equal(got.class_scores, np.sort(want.class_scores)[::-1])
+        assert got.class_scores.dtype == got.maskious.dtype == got.boxes.dtype == np.float32
         key = lambda d: sorted(zip(d.rles, d.categories.tolist(), d.maskious.tolist(), d.boxes.tolist(), strict=True))  # noqa: E731
         assert key(got) == key(want)
 
 
-def test_the_summary_is_what_the_metrics_say_of_the_same_images(stored, scenes):
-    manifest, detections = stored
-    summary = score(manifest, read_detections(detections), bootstrap=50, seed=1)
-    assert asdict(summary.images) == {"total": 6, "with_detections": 4, "without_detections": 1, "failed": 1}
-    assert summary.detections == 32
+def test_equal_scores_keep_their_order(scenes):
+    scene = scenes[0]
+    tied = replace(scene.detections, class_scores=np.full(8, 0.5, np.float32))
+    rows = result_rows(scene.truth, tied)
+    assert images_of(pa.Table.from_pylist(rows, DETECTION_ROW))[1].rles == tied.rles
 
-    kept = images_of(read_detections(detections))
+
+def test_the_summary_is_what_the_metrics_say_of_the_same_images(stored, scenes):
+    scores = scored(*stored)
+    assert asdict(scores.images) == {"total": 6, "with_detections": 4, "without_detections": 1, "failed": 1}
+    assert scores.detections == 32
+    summary = summarise("scenes", scores, bootstrap=50, seed=1)
+
+    rows = [row for s in scenes[:5] for row in result_rows(s.truth, s.detections)]
+    kept = images_of(pa.Table.from_pylist(rows, DETECTION_ROW))
     direct = CocoAP([(1, "a"), (2, "b")])
     direct.update([s.truth for s in scenes], list(kept.values()))  # the failed image's instances count as missed
     assert summary.ap == direct.summarise(50, 1)
     true = np.concatenate([true_maskiou(s.truth, kept[s.truth.image_id]) for s in scenes[:5]])
     columns = [np.concatenate([getattr(kept[i], name) for i in range(1, 6)]) for name in ("maskious", "class_scores")]
-    expected, got = maskiou_stats(*columns, true).all_detections, summary.maskiou.all_detections
-    assert got.count == 32
-    assert got.maskiou_pearson == pytest.approx(expected.maskiou_pearson, abs=1e-12)
+    assert summary.maskiou.all_detections.count == 32
+    pearson = np.corrcoef(columns[0], true)[0, 1]
+    assert summary.maskiou.all_detections.maskiou_pearson == pytest.approx(pearson, abs=1e-7)
+    quality = MaskIoUQuality()
+    quality.update(*columns, true)
+    assert repr(summary.calibration) == repr(quality.summarise().calibration)  # nan is not nan
+    assert summary.maskiou == quality.summarise().stats
 
 
 def test_names_and_lines(stored):
-    summary = score(stored[0], read_detections(stored[1]), bootstrap=20, seed=0)
+    summary = summarise("scenes", scored(*stored), bootstrap=20, seed=0)
     metrics = summary_metrics(summary)
     assert metrics["mask_by_mask/AP"] == summary.ap.mask_by_mask["AP"]
     assert metrics["maskiou_all/maskiou_pearson"] == summary.maskiou.all_detections.maskiou_pearson
     assert {"box/AP", "mask_by_class/AP50", "mask_by_oracle/AR100", "gain/low", "oracle_gap_closed"} <= set(metrics)
+    assert metrics["calibration_error/mask_score"] == summary.calibration.mask_score.error
     lines = "\n".join(summary_lines(summary))
     assert f"{100 * summary.ap.mask_by_mask['AP']:.1f}" in lines
     assert "images that failed: 1" in lines
+
+
+def test_an_image_without_any_row_counts_as_failed(tmp_path, scenes):
+    manifest = write_shards(tmp_path / "shards", [s.truth for s in scenes], CATEGORIES, files=1, row_group=6)
+    groups, detections = write_detections(tmp_path, manifest, {s.truth.image_id: s.detections for s in scenes[:4]})
+    assert scored(manifest, groups, detections).images.failed == 2
+
+
+def test_parts_of_other_shards_or_an_incomplete_folder_are_refused(tmp_path, stored, scenes):
+    manifest, groups, detections = stored
+    other = write_shards(tmp_path / "other", [s.truth for s in scenes[::-1]], CATEGORIES, files=2, row_group=2)
+    with pytest.raises(InputError, match=r"made from other shards than .*other \(\w{12}, not \w{12}\)"):
+        read_parts(detections.folder, other, row_groups(other))
+    (detections.folder / "part-00001-0000.parquet").write(b"cut")
+    with pytest.raises(InputError, match=r"1 of 4 parts are missing or damaged \(the first is part-00001-0000"):
+        read_parts(detections.folder, manifest, groups)
+    (detections.folder / "part-00001-0000.parquet").write((detections.folder / "part-00000-0000.parquet").read())
+    with pytest.raises(InputError, match=r"part-00001-0000.*: image \d is not in the shards' row group"):
+        score_part(groups[2], detections.folder, categories_of(manifest))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_official_numbers_from_tasks_whatever_the_split(data_dir, tmp_path, parts):
+    """100 images of the COCO API's own fake results, in random order and cut into row groups at random."""
+    expected, whole = json.loads((data_dir / "ap_reference" / "expected.json").read_text()), None
+    for kind in ("segm", "bbox"):
+        truths, found, categories = reference_scenes(data_dir, kind)
+        order = np.random.default_rng(parts).permutation(len(truths))
+        rows = -(-len(truths) // parts)
+        manifest = write_shards(tmp_path / kind / "shards", [truths[i] for i in order], categories, 1, rows)
+        groups, detections = write_detections(tmp_path / kind, manifest, found)
+        assert len(groups) == parts
+        lines: list[str] = []
+        summary = summarise("reference", score_all(manifest, groups, detections, lines.append), bootstrap=20, seed=0)
+        got = summary.ap.box if kind == "bbox" else summary.ap.mask_by_mask
+        np.testing.assert_allclose([got[name] for name in METRICS], expected[kind], rtol=0, atol=1e-12)
+        assert any("100/100 images" in line for line in lines)
+        # To the last bit what one process without a split says.
+        alone = write_shards(tmp_path / kind / "alone", truths, categories, 1, len(truths))
+        whole = summarise("reference", scored(alone, *write_detections(tmp_path / f"{kind}1", alone, found)), 20, 0)
+        assert repr(summary) == repr(whole)  # every float by its shortest exact form; nan is not nan
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_task_s_input_error_is_one_line(stored):
+    manifest, groups, detections = stored
+    (detections.folder / "part-00001-0000.parquet").write((detections.folder / "part-00000-0000.parquet").read())
+    with pytest.raises(InputError, match=r"is not in the shards' row group; give the shards that"):
+        score_all(manifest, groups, detections, quiet)
+
+
+def test_images_without_truth_have_no_numbers(tmp_path, scenes):
+    """As those of a test set are."""
+    nothing = {name: getattr(scenes[0].truth, name)[:0] for name in ("annotation_ids", "categories", "boxes", "areas")}
+    bare = [replace(s.truth, **nothing, crowd=s.truth.crowd[:0], rles=[]) for s in scenes]
+    manifest = write_shards(tmp_path / "shards", bare, CATEGORIES, files=1, row_group=4)
+    found = {s.truth.image_id: s.detections for s in scenes}
+    summary = summarise("bare", scored(manifest, *write_detections(tmp_path, manifest, found)), bootstrap=20, seed=0)
+    assert np.isnan(summary.ap.mask_by_mask["AP"])
+    assert np.isnan(summary.ap.gain_interval).all()
+    assert summary.detections == 40
+    assert any("-" in line for line in summary_lines(summary))

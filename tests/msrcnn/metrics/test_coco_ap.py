@@ -1,10 +1,8 @@
 """CocoAP against the official evaluator and its published numbers; the gain's bootstrap."""
 
 import json
-import os
 from dataclasses import replace
 from math import isnan
-from pathlib import Path
 
 import hotcoco
 import numpy as np
@@ -15,7 +13,8 @@ from pycocotools.cocoeval import COCOeval
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import METRICS, CocoAP
-from msrcnn.rows import ImageDetections, ImageTruth
+from msrcnn.metrics.maskiou import true_maskiou
+from tests.reference import reference_scenes
 
 CATEGORIES = ((1, "disc"), (2, "ring"), (3, "rare"))
 
@@ -121,7 +120,10 @@ def test_random_images_equal_pycocotools(make_scene, capsys, seed):
     truths = [s.truth for s in scenes]
     assert any(t.crowd.any() for t in truths)
     assert max(np.bincount(s.detections.categories, minlength=1).max() for s in scenes) > 100
-    report = _score(CATEGORIES, truths, [s.detections for s in scenes])
+    ap = CocoAP(CATEGORIES)
+    ap.update(truths, [s.detections for s in scenes])
+    report = ap.summarise(bootstrap=0)
+    curves = {(c.ranking, c.iou): c.precision for c in ap.curves()}
     for ranking, found in (
         ("box", report.box),
         ("class", report.mask_by_class),
@@ -130,6 +132,9 @@ def test_random_images_equal_pycocotools(make_scene, capsys, seed):
     ):
         official = _official(truths, _results(scenes, ranking), "bbox" if ranking == "box" else "segm", capsys)
         _same(found, official.stats)
+        for iou, row in ((0.5, 0), (0.75, 5)):
+            expected = official.eval["precision"][row, :, :2, 0, 2].mean(axis=1)  # "rare" has no instance
+            np.testing.assert_allclose(curves[ranking, iou], expected, rtol=0, atol=1e-9)
         if ranking in ("class", "mask"):
             # precision: [thresholds, recalls, categories, area ranges, detection limits]
             precision = official.eval["precision"][:, :, :, 0, 2].mean(axis=(0, 1))
@@ -152,75 +157,57 @@ def test_the_split_does_not_matter(make_scene, seed):
         assert getattr(split, name) == pytest.approx(getattr(whole, name), abs=0, nan_ok=True)
 
 
+def test_known_true_maskiou_is_taken(make_scene):
+    scenes = _scenes(make_scene, 0)
+    truths, detections = [s.truth for s in scenes], [s.detections for s in scenes]
+    true = {t.image_id: true_maskiou(t, d) for t, d in zip(truths, detections, strict=True)}
+    given, other = CocoAP(CATEGORIES), CocoAP(CATEGORIES)
+    given.update(truths, detections, true)
+    other.update(truths, detections, {image_id: np.zeros_like(ious) for image_id, ious in true.items()})
+    whole, report = _score(CATEGORIES, truths, detections), other.summarise(bootstrap=0)
+    assert given.summarise(bootstrap=0).mask_by_oracle == pytest.approx(whole.mask_by_oracle, abs=0, nan_ok=True)
+    # without a true one the oracle takes the prediction, as the mask score does but for float32's ties
+    assert report.mask_by_oracle["AP"] == pytest.approx(report.mask_by_mask["AP"], abs=0.002)
+    assert report.mask_by_oracle["AP"] < whole.mask_by_oracle["AP"] - 0.01
+    with pytest.raises(InputError, match=f"image {truths[0].image_id}: 2 true MaskIoUs for 15 detections"):
+        CocoAP(CATEGORIES).update(truths[:1], detections[:1], {truths[0].image_id: np.zeros(2)})
+
+
+def test_reports_and_curves_come_in_any_order(make_scene):
+    scene = make_scene(1, np.random.default_rng(0), 4, 9, 2)
+    one, two = CocoAP(CATEGORIES), CocoAP(CATEGORIES)
+    for ap in (one, two):
+        ap.update([scene.truth], [scene.detections])
+    curves, report = one.curves(ious=(0.95,)), one.summarise(bootstrap=0)
+    assert two.summarise(bootstrap=0).mask_by_mask == pytest.approx(report.mask_by_mask, abs=0, nan_ok=True)
+    assert two.curves(ious=(0.95,)) == curves
+    with pytest.raises(InputError, match=r"IoU threshold 0\.52"):
+        two.curves(ious=(0.5, 0.52))
+    with pytest.raises(InputError, match="no image was scored"):
+        CocoAP(CATEGORIES).curves()
+
+
+def test_without_instances_a_curve_is_nan(make_scene):
+    scene = make_scene(1, np.random.default_rng(0), 0, 9, 2)
+    ap = CocoAP(CATEGORIES)
+    ap.update([scene.truth], [scene.detections])
+    assert all(len(c.precision) == 101 and isnan(c.precision[0]) for c in ap.curves())
+
+
 # --- the official reference data ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def reference():
-    if "MSRCNN_DATA" not in os.environ:
-        pytest.skip("MSRCNN_DATA is not set")
-    folder = Path(os.environ["MSRCNN_DATA"]) / "ap_reference"
-    names = ("ground_truth", "results_segm", "results_bbox", "expected")
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-
-
-def _reference_truths(data, numbers):
-    truths = []
-    for image in data["images"]:
-        rows = [a for a in data["annotations"] if a["image_id"] == image["id"]]
-        rles = []
-        for row in rows:
-            encoded = coco_mask.frPyObjects(row["segmentation"], image["height"], image["width"])
-            rles.append((coco_mask.merge(encoded) if isinstance(encoded, list) else encoded)["counts"])
-        boxes = np.array([a["bbox"] for a in rows]).reshape(-1, 4)  # [G, 4] x y w h
-        truths.append(
-            ImageTruth(
-                image_id=image["id"],
-                height=image["height"],
-                width=image["width"],
-                annotation_ids=np.array([a["id"] for a in rows], np.int64),
-                categories=np.array([numbers[a["category_id"]] for a in rows], np.int32),
-                boxes=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32),
-                areas=np.array([a["area"] for a in rows], np.float32),
-                crowd=np.array([a["iscrowd"] for a in rows], bool),
-                rles=rles,
-            )
-        )
-    return truths
-
-
-def _reference_detections(results, truths, numbers):
-    detections = []
-    for truth in truths:
-        rows = [r for r in results if r["image_id"] == truth.image_id]
-        empty = coco_mask.encode(np.zeros((truth.height, truth.width), np.uint8, order="F"))
-        masks = [r["segmentation"]["counts"].encode() if "segmentation" in r else empty["counts"] for r in rows]
-        boxes = np.array([r.get("bbox", [0, 0, 1, 1]) for r in rows], float).reshape(-1, 4)  # [D, 4] x y w h
-        detections.append(
-            ImageDetections(
-                image_id=truth.image_id,
-                categories=np.array([numbers[r["category_id"]] for r in rows], np.int32),
-                boxes=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32),
-                class_scores=np.array([r["score"] for r in rows], np.float32),
-                maskious=np.ones(len(rows), np.float32),
-                rles=masks,
-            )
-        )
-    return detections
-
-
-def test_official_numbers(reference):
-    assert reference["expected"]["order"] == list(METRICS)
-    listed = reference["ground_truth"]["categories"]
-    numbers = {c["id"]: i for i, c in enumerate(listed, start=1)}
-    categories = [(i, c["name"]) for i, c in enumerate(listed, start=1)]
-    truths = _reference_truths(reference["ground_truth"], numbers)
+def test_official_numbers(data_dir):
+    expected = json.loads((data_dir / "ap_reference" / "expected.json").read_text())
+    assert expected["order"] == list(METRICS)
     for iou_type in ("segm", "bbox"):
-        detections = _reference_detections(reference[f"results_{iou_type}"], truths, numbers)
+        truths, found, listed = reference_scenes(data_dir, iou_type)
+        categories = [(i, name) for i, (_, name) in enumerate(listed, start=1)]
+        detections = list(found.values())
         whole = _score(categories, truths, detections)
         split = _split_and_merge(categories, truths, detections, seed=0)
         for report in (whole, split):
-            _same(report.box if iou_type == "bbox" else report.mask_by_class, reference["expected"][iou_type])
+            _same(report.box if iou_type == "bbox" else report.mask_by_class, expected[iou_type])
             assert report.mask_by_mask == report.mask_by_class  # the reference has one score: MaskIoU 1
             assert report.gain == 0
 

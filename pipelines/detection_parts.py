@@ -1,0 +1,238 @@
+"""A folder of detections: one Parquet file for each row group of the shards, which says itself what it was made from.
+
+part-00003-0002.parquet   the detections in the third row group of the fourth shard
+
+A part is whole or absent, so what is there need not be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msrcnn.config import difference
+from msrcnn.errors import InputError
+from pipelines.manifest import Manifest
+from pipelines.reading import RowGroup
+from pipelines.storage import ASIDE, Location, explained, open_parquet
+
+DETECTIONS = "detections"
+"""The folder in that of an evaluation."""
+VERSION = 1
+"""Raised when a detection row's meaning changes."""
+PART = re.compile(r"part-(\d{5,})-(\d{4,})\.parquet")
+META = b"msrcnn.detections"
+"""The key in a part's Parquet schema metadata."""
+SHORT = 12
+"""Hex digits of a fingerprint in rows and messages."""
+FOOTERS = 16
+"""Parts whose footers are read at a time."""
+CHUNK = 2**22
+
+Key = tuple[int, int]
+"""A row group: the place of its shard in the data set, and its own in the shard."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What detections follow from.
+
+    Attributes:
+        model: SHA-256 of the model file, or of another detector's results.
+        dataset: fingerprint of the shards.
+        settings: everything else that changes them.
+    """
+
+    model: str
+    dataset: str
+    settings: dict[str, Any]
+
+    def differences(self, held: Origin) -> str:
+        """In which fields `held`, of parts that are there, is another; empty if in none."""
+        old, new = ({"model": o.model[:SHORT], "dataset": o.dataset[:SHORT], **o.settings} for o in (held, self))
+        return "; ".join(difference(old, new))
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What is in a part: images, detections, images that failed, and what the first of those says."""
+
+    shard: int
+    group: int
+    images: int
+    detections: int
+    errors: int
+    first_error: str | None = None
+
+    @property
+    def key(self) -> Key:
+        """Its row group."""
+        return self.shard, self.group
+
+
+def key_of(group: RowGroup) -> Key:
+    """How its part is found."""
+    return group.shard, group.index
+
+
+def part_name(key: Key) -> str:
+    """Of the part of a row group."""
+    return f"part-{key[0]:05d}-{key[1]:04d}.parquet"
+
+
+def sha256_of(path: Path) -> str:
+    """Of a local file."""
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
+def write_part(folder: Location, key: Key, table: pa.Table, origin: Origin) -> PartInfo:
+    """Writes the detections of a row group.
+
+    Args:
+        table: rows of `DETECTION_ROW`, at least one an image; `model` and `dataset` are filled in here.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    errors = table.filter(table["error"].is_valid())
+    info = PartInfo(
+        *key,
+        images=len(table["image_id"].unique()),
+        detections=len(table) - table["category"].null_count,
+        errors=len(errors),
+        first_error=errors["error"][0].as_py() if len(errors) else None,
+    )
+    for name, value in (("model", origin.model), ("dataset", origin.dataset)):
+        column = pa.repeat(pa.scalar(value[:SHORT]), len(table))
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    meta = {"version": VERSION, "origin": asdict(origin), "part": asdict(info)}
+    try:
+        with (folder / part_name(key)).writing() as sink:
+            pq.write_table(table.replace_schema_metadata({META: json.dumps(meta).encode()}), sink, compression="zstd")
+    except OSError as error:
+        raise InputError(
+            f"{folder / part_name(key)}: cannot be written ({explained(error)}); put that right and give the same "
+            "command again: it goes on where this one stopped"
+        ) from error
+    return info
+
+
+def read_info(place: Location) -> tuple[Origin, PartInfo] | None:
+    """What a part says of itself; None if it is damaged or no part."""
+    try:
+        meta = json.loads((open_parquet(place.url).schema_arrow.metadata or {})[META])
+        if meta["version"] != VERSION:
+            return None
+        return Origin(**meta["origin"]), PartInfo(**meta["part"])
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def prepare(folder: Location, origin: Origin) -> dict[Key, PartInfo]:
+    """Makes a folder or checks an unfinished one; the parts that are in it, damaged ones left out.
+
+    Raises:
+        InputError: it cannot be written, holds something else, or parts of another origin.
+    """
+    try:
+        folder.make_folder()
+        held = folder.list()
+        foreign = [name for name in held if not PART.fullmatch(name) and not _is_aside(name)]
+        if foreign:
+            raise InputError(f"{folder}: holds {min(foreign)}, which is no part of detections; choose another --out")
+        for name in filter(_is_aside, held):  # of processes that were killed
+            (folder / name).remove()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({explained(error)}); choose another --out") from error
+    found = _read_all(folder, filter(PART.fullmatch, held))
+    for other, info in found:
+        if different := origin.differences(other):
+            raise InputError(f"{folder}: holds detections of something else ({part_name(info.key)}: {different}); give "
+                             "what it began with to go on, choose another --out, or delete it")  # fmt: skip
+    return {info.key: info for _, info in found}
+
+
+@dataclass(frozen=True)
+class StoredDetections:
+    """A complete folder of detections."""
+
+    folder: Location
+    origin: Origin
+    parts: tuple[PartInfo, ...]
+
+
+def read_parts(folder: Location, manifest: Manifest, groups: Sequence[RowGroup]) -> StoredDetections:
+    """The parts of a folder, which must be there for every row group.
+
+    Raises:
+        InputError: one is missing or damaged, or they were made from other shards or by several models.
+    """
+    found = _read_all(folder, filter(PART.fullmatch, folder.list()))
+    if not found:
+        raise InputError(f"{folder}: holds no detections; make them with `msrcnn evaluate`")
+    origin = found[0][0]
+    if origin.dataset != manifest.fingerprint:
+        raise InputError(f"{folder}: its detections were made from other shards than {manifest.folder} "
+                         f"({origin.dataset[:SHORT]}, not {manifest.fingerprint[:SHORT]}); give those")  # fmt: skip
+    for other, info in found:
+        if different := origin.differences(other):
+            raise InputError(f"{folder}: {part_name(info.key)} differs from other parts ({different}); evaluate again")
+    by_key = {info.key: info for _, info in found}
+    missing = [key_of(group) for group in groups if key_of(group) not in by_key]
+    if missing:
+        raise InputError(f"{folder}: {len(missing)} of {len(groups)} parts are missing or damaged (the first is "
+                         f"{part_name(missing[0])}); give the command that made them again to go on")  # fmt: skip
+    return StoredDetections(folder, origin, tuple(by_key[key_of(group)] for group in groups))
+
+
+def folder_of(place: Location) -> Location:
+    """The folder of parts that `place` means: itself, or that in the folder of an evaluation.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if (place / DETECTIONS).is_folder():
+        return place / DETECTIONS
+    if not place.is_folder():
+        raise InputError(f"{place}: no such folder; give one that `msrcnn evaluate` made")
+    return place
+
+
+def report_failures(parts: Iterable[PartInfo], strict: bool, log: Callable[[str], None]) -> None:
+    """Says which images failed.
+
+    Raises:
+        InputError: `strict`, and one did.
+    """
+    failed = [part for part in parts if part.errors]
+    if not failed:
+        return
+    number, total = sum(part.errors for part in failed), "images" if sum(p.errors for p in failed) > 1 else "image"
+    line = f"{number} {total} failed (first: {failed[0].first_error})"
+    if strict:
+        raise InputError(f"{line}; mend the data set, or leave out --strict to count them as missed")
+    log(f"warning: {line}; what is in them counts as missed")
+
+
+def _read_all(folder: Location, names: Iterable[str]) -> list[tuple[Origin, PartInfo]]:
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        infos = pool.map(lambda name: read_info(folder / name), sorted(names))
+        return [info for info in infos if info is not None]
+
+
+def _is_aside(name: str) -> bool:
+    match = ASIDE.fullmatch(name)
+    return match is not None and PART.fullmatch(match["name"]) is not None

@@ -1,0 +1,146 @@
+"""The folder of an evaluation, and how its numbers get there: printed, stored, drawn, told to MLflow.
+
+OUT/detections/    rows, one a detection (`pipelines.detection_parts`)
+OUT/figures/       see `pipelines.drawing`
+OUT/summary.json   every number, and what it was computed from
+OUT/.unfinished    there from the beginning until everything else is
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from msrcnn.errors import InputError
+from pipelines.detection_parts import StoredDetections
+from pipelines.drawing import draw
+from pipelines.manifest import Manifest
+from pipelines.reading import RowGroup
+from pipelines.scoring import PartialScores, Summary, summarise, summary_metrics
+from pipelines.storage import ASIDE, Location, explained, on_disk
+from pipelines.summary_table import summary_lines
+from pipelines.tracking import Tracker
+
+FIGURES = "figures"
+SUMMARY = "summary.json"
+UNFINISHED = ".unfinished"
+"""Marks a folder whose evaluation has not ended: the same command goes on in it."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the numbers are computed from.
+
+    Attributes:
+        manifest: of the shards.
+        groups: all their row groups.
+        detections: the parts of these.
+    """
+
+    manifest: Manifest
+    groups: Sequence[RowGroup]
+    detections: StoredDetections
+
+
+def plain(value: Any) -> Any:
+    """A summary as JSON takes it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_output(out: Location) -> None:
+    """Raises InputError where `out` holds something that is not ours to go on in, or a finished evaluation."""
+    try:
+        held = out.list()
+    except NotADirectoryError as error:
+        raise InputError(f"{out}: is a file; choose a folder for --out") from error
+    except OSError as error:
+        raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
+    if UNFINISHED in held:
+        return
+    if SUMMARY in held:
+        raise InputError(f"{out}: already holds an evaluation; choose another --out or delete it")
+    if held:
+        raise InputError(f"{out}: is not empty; choose another --out")
+
+
+def mark(out: Location) -> None:
+    """Makes the folder and says that what is in it is not finished.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        out.make_folder()
+        (out / UNFINISHED).write(b"")
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
+
+
+class Wanted(Protocol):
+    """The options that say which numbers are computed."""
+
+    @property
+    def bootstrap(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def figures(self) -> bool: ...
+
+
+def report(
+    evaluated: Evaluated, scores: PartialScores, wanted: Wanted, out: Location, made_from: Mapping[str, Any],
+    log: Callable[[str], None],
+) -> Summary:  # fmt: skip
+    """Summarises, prints, draws and stores the numbers.
+
+    Args:
+        evaluated: what they are from.
+        scores: of all images.
+        wanted: resamplings, seed, and whether there are figures.
+        out: the folder.
+        made_from: what stands first in `summary.json`.
+        log: takes lines.
+    """
+    summary = summarise(evaluated.manifest.name, scores, wanted.bootstrap, wanted.seed)
+    for line in summary_lines(summary):
+        log(line)
+    tide: dict[str, Any] | None = None
+    if wanted.figures and math.isfinite(summary.ap.mask_by_class["AP"]):  # else there is no truth to compare with
+        tide = draw(evaluated, scores, summary, wanted.seed, out / FIGURES, log)
+    origin = evaluated.detections.origin
+    value = {**made_from, "model_sha256": origin.model, "shards": origin.dataset, **plain(asdict(summary)),
+             "tide": plain(tide)}  # fmt: skip
+    (out / SUMMARY).write((json.dumps(value, indent=1) + "\n").encode())
+    return summary
+
+
+def finish(tracker: Tracker, summary: Summary, out: Location, log: Callable[[str], None]) -> None:
+    """Tells MLflow everything, ends its run and takes the mark away.
+
+    Args:
+        tracker: the run.
+        summary: the numbers.
+        out: the folder that holds them.
+        log: takes a warning where MLflow cannot be told.
+    """
+    folder = f"evaluation-{summary.dataset}"
+    try:
+        tracker.metrics(summary_metrics(summary))
+        for place, where in [(out / SUMMARY, folder), *_figures(out, f"{folder}/{FIGURES}")]:
+            with on_disk(place) as path:
+                tracker.artifact(path, where)
+    except Exception as error:  # the numbers are on disk; a server that is gone is no reason to compute them again
+        log(f"warning: MLflow at {tracker.shown} did not take the numbers ({error}); they are in {out / SUMMARY}")
+    tracker.close()
+    (out / UNFINISHED).remove()
+
+
+def _figures(out: Location, where: str) -> list[tuple[Location, str]]:
+    return [(out / FIGURES / name, where) for name in sorted((out / FIGURES).list()) if not ASIDE.fullmatch(name)]

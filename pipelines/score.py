@@ -1,0 +1,52 @@
+"""`msrcnn score`: the scoring stage alone, on stored detections or on the COCO results of any detector.
+
+`pipelines.reporting` says what is in the folder that it makes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cluster.session import connect
+from pipelines.detection_parts import DETECTIONS, folder_of, read_parts
+from pipelines.manifest import read_manifest
+from pipelines.progress import duration
+from pipelines.reading import row_groups
+from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, mark, report
+from pipelines.results_json import import_results
+from pipelines.scoring import Summary, score_all
+from pipelines.scoring_options import ScoreConfig
+from pipelines.storage import exclusively, locate
+from pipelines.tracking import Tracker
+
+
+def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
+    """Scores, draws, logs.
+
+    Raises:
+        InputError: detections, shards or output folder cannot be used, or do not belong together.
+    """
+    began = time.monotonic()
+    out, given = locate(config.out), locate(config.detections)
+    manifest = read_manifest(config.shards)
+    is_file = given.size() is not None
+    folder = out / DETECTIONS if is_file else folder_of(given)
+    check_output(out)
+    groups = row_groups(manifest)
+    stored = None if is_file else read_parts(folder, manifest, groups)
+    mark(out)
+    with exclusively(out, "scoring"):
+        tracker = Tracker(config.tracking, config.experiment, None, f"score {out.name}")
+        try:
+            stored = stored or import_results(given, manifest, groups, folder, log)
+            with connect(config.address):
+                scores = score_all(manifest, groups, stored, log)
+            evaluated, made_from = Evaluated(manifest, groups, stored), {"detections": str(given)}
+            summary = report(evaluated, scores, config, out, made_from, log)
+        except BaseException as error:
+            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        finish(tracker, summary, out, log)
+    log(f"scored in {duration(time.monotonic() - began)}: {out / SUMMARY}")
+    return summary

@@ -1,0 +1,168 @@
+"""`msrcnn evaluate` on a real Ray: parts that say what they are of, going on, images that fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from msrcnn.errors import InputError
+from pipelines.detection_parts import read_info
+from pipelines.manifest import Manifest, read_manifest, write_manifest
+from pipelines.options import EvaluateConfig
+from pipelines.reading import row_groups
+from pipelines.storage import locate
+from tests.evaluations import evaluation_of, write_model, write_shapes_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+IMAGES, ROWS = 14, 4  # four row groups in one shard
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_shapes_shards(folder, IMAGES, ROWS)
+    write_model(folder / "model.pt", folder / "shards")
+    return folder
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    return EvaluateConfig(folder / "model.pt", folder / "shards", tmp_path / "out", batch=3, bootstrap=20, actors=1,
+                          tracking=f"sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """The numbers and rows of an evaluation that nothing disturbed, and what it printed."""
+    from pipelines.evaluate import evaluate
+
+    out = tmp_path_factory.mktemp("undisturbed")
+    lines: list[str] = []
+    evaluate(EvaluateConfig(folder / "model.pt", folder / "shards", out / "out", batch=3, bootstrap=20, actors=1,
+                            tracking=f"sqlite:///{out}/mlflow.db"), lines.append)  # fmt: skip
+    return evaluation_of(out / "out"), out / "out", lines
+
+
+def damaged(folder: Path, to: Path, image: int) -> tuple[Manifest, int]:
+    """The shards with one image cut short, and its id."""
+    manifest = read_manifest(folder / "shards")
+    rows = pq.read_table(manifest.paths[0]).to_pylist()
+    rows[image]["image"] = rows[image]["image"][:100]
+    to.mkdir()
+    schema = pq.read_schema(manifest.paths[0])
+    pq.write_table(pa.Table.from_pylist(rows, schema), to / "shard.parquet", row_group_size=ROWS)
+    part = replace(manifest.parts[0], file="shard.parquet", bytes=(to / "shard.parquet").stat().st_size, sha256="other")
+    write_manifest(replace(manifest, folder=to, parts=(part,)))
+    return read_manifest(to), rows[image]["image_id"]
+
+
+def test_a_part_for_each_row_group_says_what_it_is_of(undisturbed, folder):
+    evaluation, out, lines = undisturbed
+    manifest = read_manifest(folder / "shards")
+    groups = row_groups(manifest)
+    assert sorted(path.name for path in (out / "detections").iterdir()) == [
+        f"part-00000-{i:04d}.parquet" for i in range(len(groups))
+    ]
+    for group in groups:
+        origin, info = read_info(locate(out / "detections" / f"part-00000-{group.index:04d}.parquet"))
+        assert (info.images, info.errors, origin.dataset) == (group.rows, 0, manifest.fingerprint)
+    wanted = {i for path in manifest.paths for i in pq.read_table(path)["image_id"].to_pylist()}
+    assert {row["image_id"] for row in evaluation.rows} == wanted
+    assert {row["model"] for row in evaluation.rows} == {origin.model[:12]}
+    assert {row["dataset"] for row in evaluation.rows} == {manifest.fingerprint[:12]}
+    assert sum(info["category"] is not None for info in evaluation.rows) == evaluation.summary["detections"] > 0
+    assert any(f"{IMAGES}/{IMAGES} images, " in line and line.endswith(" images/s, 0 s left") for line in lines)
+    assert not (out / ".unfinished").exists()
+
+
+def test_the_same_command_computes_only_what_is_missing(undisturbed, config):
+    from pipelines.evaluate import evaluate
+
+    def interrupt(line: str) -> None:
+        if line.startswith("detected in"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, interrupt)
+    detections = Path(config.out) / "detections"
+    (detections / "part-00000-0001.parquet").unlink()
+    (detections / "part-00000-0002.parquet").write_bytes(b"cut")
+    (detections / "part-00000-0003.parquet.tmp-0123456789ab").write_bytes(b"killed")
+    before = {path.name: path.stat().st_mtime_ns for path in detections.glob("*.parquet")}
+    lines: list[str] = []
+    evaluate(replace(config, batch=4), lines.append)
+    after = {path.name: path.stat().st_mtime_ns for path in detections.iterdir()}
+    assert [name for name in sorted(after) if after[name] != before.get(name)] == [
+        "part-00000-0001.parquet", "part-00000-0002.parquet"
+    ]  # fmt: skip
+    assert "2 of 4 parts are there already" in lines
+    ours, whole = evaluation_of(config.out), undisturbed[0]
+    assert ours.summary["images"] == whole.summary["images"]
+    assert {row["image_id"] for row in ours.rows} == {row["image_id"] for row in whole.rows}
+    with pytest.raises(InputError, match="already holds an evaluation"):
+        evaluate(config)
+
+
+def test_parts_of_another_model_or_data_set_are_refused(folder, config, tmp_path):
+    from pipelines.evaluate import evaluate
+
+    def interrupt(line: str) -> None:
+        if line.startswith("detected in"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, interrupt)
+    write_model(tmp_path / "other.pt", folder / "shards", seed=1)
+    with pytest.raises(InputError, match=r"holds detections of something else \(part-00000-0000.parquet: model: "
+                                         r"'\w{12}' -> '\w{12}'\); give what it began with"):  # fmt: skip
+        evaluate(replace(config, model=tmp_path / "other.pt"), lambda _: None)
+    damaged(folder, tmp_path / "damaged", 2)
+    with pytest.raises(InputError, match=r"part-00000-0000.parquet: dataset: '\w{12}' -> '\w{12}'\)"):
+        evaluate(replace(config, shards=tmp_path / "damaged"), lambda _: None)
+    (Path(config.out) / "detections" / "thesis.txt").touch()
+    with pytest.raises(InputError, match=r"holds thesis\.txt, which is no part of detections"):
+        evaluate(config, lambda _: None)
+
+
+def test_an_image_that_fails_costs_no_other_and_strict_says_so_at_the_end(folder, config, tmp_path, undisturbed):
+    from pipelines.evaluate import evaluate
+
+    manifest, image_id = damaged(folder, tmp_path / "damaged", 6)
+    config = replace(config, shards=tmp_path / "damaged")
+    with pytest.raises(InputError, match=rf"1 image failed \(first: image {image_id}: not a readable image.*--strict"):
+        evaluate(replace(config, strict=True), lambda _: None)
+    assert not (Path(config.out) / "summary.json").exists()
+    lines: list[str] = []
+    summary = evaluate(config, lines.append)
+    assert "4 of 4 parts are there already" in lines
+    assert any(line.startswith(f"warning: 1 image failed (first: image {image_id}: not a readable") for line in lines)
+    assert summary.images.failed == 1
+    ours, whole = evaluation_of(config.out), undisturbed[0]
+    assert [row["image_id"] for row in ours.rows if row["error"]] == [image_id]
+    for kind in (ours, whole):
+        kind.drop("dataset")
+    others = [row for row in whole.rows if row["image_id"] != image_id]
+    group = {row["image_id"] for row in pq.ParquetFile(manifest.paths[0]).read_row_group(1).to_pylist()}
+    # The bad image's batch is computed image by image: the same detections, but for the last bits of floats.
+    same = [row for row in ours.rows if row["image_id"] not in group]
+    assert same == [row for row in others if row["image_id"] not in group]
+    assert {row["image_id"] for row in ours.rows} == {row["image_id"] for row in whole.rows}
+
+
+def test_numbers_and_figures_are_in_mlflow(undisturbed):
+    from mlflow import MlflowClient
+
+    evaluation, out, _ = undisturbed
+    client = MlflowClient(f"sqlite:///{out.parent}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("msrcnn").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["mask_by_mask/AP"] == pytest.approx(evaluation.summary["ap"]["mask_by_mask"]["AP"])
+    stored = {a.path for a in client.list_artifacts(run.info.run_id, "evaluation-shapes")}
+    assert "evaluation-shapes/summary.json" in stored
+    assert json.loads((out / "summary.json").read_text())["calibration"]["mask_score"]["error"] >= 0

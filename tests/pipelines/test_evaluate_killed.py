@@ -1,0 +1,76 @@
+"""Evaluations whose processes die: the rows and numbers that are left are those of one that nothing disturbed."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from tests.evaluations import Command, evaluation_of, write_model, write_shapes_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+IMAGES, ROWS = 80, 2
+PARTS = IMAGES // ROWS
+ACTOR = "MapWorker"
+"""In the title of an inference process."""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory, ray_session):  # noqa: ARG001  the cluster must be up to shard
+    folder = tmp_path_factory.mktemp("killed")
+    shards = write_shapes_shards(folder, IMAGES, ROWS)
+    write_model(folder / "model.pt", shards)
+    return ["--model", str(folder / "model.pt"), "--shards", str(shards), "--batch", "2", "--bootstrap", "20"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(options, tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("undisturbed"), options)
+    command.start()
+    command.finish()
+    return evaluation_of(command.out)
+
+
+def check(command: Command, undisturbed) -> None:
+    ours = evaluation_of(command.out)
+    assert len(command.parts()) == PARTS
+    assert sorted({row["image_id"] for row in ours.rows}) == sorted({row["image_id"] for row in undisturbed.rows})
+    assert ours.rows == undisturbed.rows  # complete, none twice, to the last bit
+    assert ours.summary == undisturbed.summary
+    assert {path.name for path in command.out.iterdir()} >= {"detections", "summary.json"}
+    assert not (command.out / ".unfinished").exists()
+
+
+def test_a_killed_actor_costs_nothing(options, undisturbed, tmp_path):
+    command = Command(tmp_path / "run", options)
+    command.start()
+    command.wait_for_parts(4)
+    assert command.kill(ACTOR) > 0
+    assert len(command.parts()) < PARTS
+    command.finish()
+    check(command, undisturbed)
+
+
+def test_a_killed_driver_goes_on_where_it_was(options, undisturbed, tmp_path):
+    """First the driver alone, whose Ray may outlive it for a moment; then everything at once."""
+    command = Command(tmp_path / "run", options)
+    command.start()
+    command.wait_for_parts(4)
+    assert command.driver is not None
+    command.driver.kill()
+    assert command.driver.wait() == -signal.SIGKILL
+    kept = len(command.parts())
+    assert 4 <= kept < PARTS
+    command.start()
+    command.wait_for_parts(kept + 6)
+    command.kill()
+    command.driver.wait()
+    assert len(command.parts()) < PARTS
+    command.start()
+    command.finish()
+    there = [int(n) for n in re.findall(rf"(\d+) of {PARTS} parts are there already", command.log())]
+    assert len(there) == 2
+    assert kept <= there[0] < there[1] < PARTS
+    check(command, undisturbed)
