@@ -43,7 +43,7 @@ class Summary:
 
 def read_detections(folder: Location) -> pa.Table:
     """The stored rows, ordered by image and, in an image, by descending class score."""
-    table = pa.dataset.dataset(str(folder), format="parquet").to_table()
+    table = pa.dataset.dataset(folder.path, filesystem=folder.filesystem, format="parquet").to_table()
     order = [("image_id", "ascending"), ("class_score", "descending")]
     return table.take(pc.sort_indices(table, sort_keys=order))
 
