@@ -74,3 +74,13 @@ def test_train_step() -> None:
     # Weights, gradients and momentum of 44 million parameters and more, in bytes; the head has 16 million of its own.
     assert 2e9 > peaks["ours"] > 44e6 * 4 * 2
     assert 0 < found["outside_share"] < 0.2
+
+
+@pytest.mark.slow
+def test_scaling() -> None:
+    found = figures(run("scaling"))
+    assert found["efficiency"] == pytest.approx(
+        found["2_worker_images_per_second"] / (2 * found["1_worker_images_per_second"]), rel=1e-2
+    )
+    assert 0 < found["efficiency"] < 1.5
+    assert 0 < found["hardware_efficiency"] < 1.5
