@@ -8,6 +8,7 @@ perhaps mirrored image, "image pixels" those of the original. A pixel is the uni
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,14 +20,19 @@ T = TypeVar("T")
 
 def _to(value: T, device: torch.device | str, non_blocking: bool) -> T:
     """The dataclass with every tensor in it moved, recursively."""
-    moved: dict[str, Any] = {}
+    return _each(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def _each(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The dataclass with every tensor in it changed, recursively."""
+    changed: dict[str, Any] = {}
     for item in dataclasses.fields(value):  # type: ignore[arg-type]
         part = getattr(value, item.name)
         if isinstance(part, Tensor):
-            moved[item.name] = part.to(device, non_blocking=non_blocking)
+            changed[item.name] = change(part)
         elif dataclasses.is_dataclass(part):
-            moved[item.name] = _to(part, device, non_blocking)
-    return dataclasses.replace(value, **moved)  # type: ignore[type-var]
+            changed[item.name] = _each(part, change)
+    return dataclasses.replace(value, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,10 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`."""
         return _to(self, device, non_blocking)
+
+    def pinned(self) -> Batch:
+        """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return _each(self, Tensor.pin_memory)
 
     @property
     def scales(self) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 
+from pipelines import storage
+from pipelines.run_directory import IMAGES, MODEL, VALIDATION
 from pipelines.storage import Location
 
-MODEL = "model.pt"
 TRAINING = "training.pt"
 PREFIX = "step-"
 ASIDE = f".{PREFIX}"
@@ -53,17 +54,26 @@ def next_step(run: Location) -> int:
 
 def tidy(run: Location, log: Callable[[str], None]) -> None:
     """Repairs the list of checkpoints if its writer was killed over it, and deletes what is not on it."""
+    whole = sorted(step_of(name) for name in _folders(run) if {MODEL, TRAINING} <= (run / name).list().keys())
     try:
         known = committed(run)
     except ValueError:
-        known = sorted(step_of(name) for name in _folders(run) if {MODEL, TRAINING} <= (run / name).list().keys())
-        log(f"{run / SNAPSHOT}: cut short; written again from the checkpoints that are there")
+        known, problem = whole, "cut short"
+    else:
+        problem = "lists what is not there" if set(known) - set(whole) else ""
+        known = [step for step in known if step in whole]
+    if problem:
+        log(f"{run / SNAPSHOT}: {problem}; written again from the checkpoints that are there")
         (run / SNAPSHOT).write(_snapshot(known))
     kept = [checkpoint_name(step) for step in known]
     for name in [*_folders(run), *_folders(run, ASIDE)]:
         if name not in kept:
             log(f"{run / name}: left by a process that ended before it was stored; deleted")
             (run / name).remove_folder()
+    for folder in (run, run / IMAGES, run / VALIDATION):
+        for name in folder.list():
+            if storage.ASIDE.fullmatch(name):
+                (folder / name).remove()
 
 
 def _folders(run: Location, prefix: str = PREFIX) -> list[str]:

@@ -9,23 +9,28 @@ from the step. There are no states of random generators: order, flips and sample
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import ray
 import ray.train
 import torch
-from pyarrow import fs
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.weights import load_model, read_plain, save_model, write_aside
-from pipelines.checkpoint_list import ASIDE, MODEL, PREFIX, TRAINING, checkpoint_name
+from pipelines.checkpoint_list import ASIDE, PREFIX, TRAINING, checkpoint_name
 from pipelines.job import Job
-from pipelines.storage import locate, on_disk
+from pipelines.mailbox import Post
+from pipelines.run_directory import MODEL
+from pipelines.storage import Location, locate, on_disk
+
+WAITS = (5.0, 30.0, 120.0)
+"""Seconds before storing a checkpoint is tried again."""
 
 
 def restore(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> int:
@@ -39,9 +44,12 @@ def restore(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) 
             with on_disk(locate(job.initial)) as path:
                 model.load_state_dict(load_model(path).model.state_dict())
         return 0
-    with checkpoint.as_directory() as folder:
-        model.load_state_dict(load_model(Path(folder) / MODEL).model.state_dict())
-        state = read_plain(Path(folder) / TRAINING, "a training state")
+    # Not by `Checkpoint.as_directory`: workers of a node share its copy, which a late one writes under the others.
+    folder = locate(job.run) / Path(checkpoint.path).name
+    with on_disk(folder / MODEL) as path:
+        model.load_state_dict(load_model(path).model.state_dict())
+    with on_disk(folder / TRAINING) as path:
+        state = read_plain(path, "a training state")
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 
@@ -49,25 +57,29 @@ def restore(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) 
 class Checkpoints:
     """Takes checkpoints in rank 0 and stores them while training goes on."""
 
-    def __init__(self, job: Job, rank: int, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> None:
-        self.job, self.rank, self.model, self.optimizer = job, rank, model, optimizer
+    def __init__(self, job: Job, post: Post, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) -> None:
+        self.job, self.post, self.model, self.optimizer = job, post, model, optimizer
         self._last = time.monotonic()
-        self._storing = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        if post.rank == 0:
+            self._clean()
 
     def wanted(self) -> bool:
         """Whether it is time for one: asked of rank 0, whose word is all workers'. Not while one is being stored."""
         late = time.monotonic() - self._last > self.job.checkpoint_seconds
-        return self.rank == 0 and late and not self._storing.is_set()
+        return self.post.rank == 0 and late and self._idle.is_set()
 
     def take(self, step: int) -> None:
         """Hands Ray Train a checkpoint of the state after `step` steps; all workers call it after the same step."""
         checkpoint = None
-        if self.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="msrcnn-checkpoint-"))
+        if self.post.rank == 0:
+            self._idle.wait()  # where epochs are shorter than storing: the local disk must not fill up
+            self._idle.clear()
+            folder = Path(tempfile.mkdtemp(prefix=f"{self._prefix}{os.getpid()}-"))
             save_model(folder / MODEL, self.model, self.job.data, self.job.categories)
             write_aside(folder / TRAINING, {"optimizer": self.optimizer.state_dict(), "step": step})
             checkpoint = Checkpoint.from_directory(folder)
-            self._storing.set()
         ray.train.report(
             {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC, checkpoint_upload_fn=self._store,
@@ -76,16 +88,44 @@ class Checkpoints:
 
     def _store(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         """Copies a checkpoint into the run directory, on Ray Train's thread, and deletes the local one."""
+        try:
+            for wait in (*WAITS, None):
+                try:
+                    target = self._copy(Path(checkpoint.path), name)
+                    break
+                except Exception as error:
+                    if wait is None:
+                        self.post.failed(error)
+                        raise
+                    self.post.put("note", f"{name} cannot be stored now ({error}); tried again in {wait:.0f} s")
+                    time.sleep(wait)
+        finally:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            self._idle.set()
+        storage = ray.train.get_context().get_storage()
+        return Checkpoint(target.path, filesystem=storage.storage_filesystem)
+
+    def _copy(self, source: Path, name: str) -> Location:
         run = locate(self.job.run)
         target = run / name
         aside = run / name.replace(PREFIX, ASIDE) if run.renames else target
         for folder in (target, aside):  # of an attempt that was killed
             folder.remove_folder()
         aside.make_folder()
-        fs.copy_files(checkpoint.path, aside.path, destination_filesystem=aside.filesystem)
+        for file in (MODEL, TRAINING):
+            locate(source / file).copy_to(aside / file)
         if aside is not target:
             run.filesystem.move(aside.path, target.path)
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
-        self._storing.clear()
-        storage = ray.train.get_context().get_storage()
-        return Checkpoint(target.path, filesystem=storage.storage_filesystem)
+        return target
+
+    @property
+    def _prefix(self) -> str:
+        """Of this run's folders among this machine's temporary files."""
+        return f"msrcnn-checkpoint-{hashlib.sha256(self.job.run.encode()).hexdigest()[:12]}-"
+
+    def _clean(self) -> None:
+        """Deletes the folders of workers of this run that were killed."""
+        for folder in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
+            owner = folder.name.removeprefix(self._prefix).partition("-")[0]
+            if not Path("/proc", owner).exists():
+                shutil.rmtree(folder, ignore_errors=True)

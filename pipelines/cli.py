@@ -180,14 +180,13 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     options = VERBS[name].options()
-    flags = tyro.conf.FlagConversionOff
-    if name != "train":  # whose switches take a value, because of those in its presets
-        flags = tyro.conf.FlagCreatePairsOff
-        if name == "shard" and "--verify" in arguments:
-            from pipelines.options import VerifyConfig
+    if name == "shard" and "--verify" in arguments:
+        from pipelines.options import VerifyConfig
 
-            options = VerifyConfig
-            arguments = [a for a in arguments if a != "--verify"]
+        options = VerifyConfig
+        arguments = [a for a in arguments if a != "--verify"]
+    # A preset may have switched something on that its option must switch off: --data.flip, --data.no-flip.
+    config = () if name == "train" else (tyro.conf.FlagCreatePairsOff,)
     defaults = {}
     if name == "train":
         preset = find_preset(_value_of("--preset", arguments, PRESET))
@@ -197,7 +196,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         options,
         prog=f"msrcnn {name}",
         args=list(arguments),
-        config=(flags,),
+        config=config,
         **defaults,
     )
 

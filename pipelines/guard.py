@@ -115,10 +115,10 @@ class Guard:
     @staticmethod
     def _error(step: _Late, values: Tensor) -> NotFiniteError:
         mine = step.terms.blame(values)
-        advice = "look at their annotations and pixels, or lower --solver.lr or set --solver.clip-norm"
+        advice = "look at their annotations and pixels, or lower --solver.lr or set --solver.clip-norm in a new --run"
         if mine:
             return NotFiniteError(f"step {step.step + 1}: loss not finite: {mine}; {advice}", True)
         ids = ", ".join(str(i) for part in step.terms.images for i in part)
         return NotFiniteError(
             f"step {step.step + 1}: the gradient is not finite though every loss is, with images {ids} among others; "
-            "lower --solver.lr or set --solver.clip-norm", False)  # fmt: skip
+            "lower --solver.lr or set --solver.clip-norm in a new --run", False)  # fmt: skip

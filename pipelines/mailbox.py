@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter, defaultdict
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ray
@@ -13,8 +14,10 @@ import ray
 POLL_SECONDS = 1.0
 """How long the driver's call waits for a message; then it looks whether training has ended."""
 MAX_ATTEMPTS = 5
-"""Worker groups in a row that may begin at one and the same step; if the last fails too, something is wrong with it."""
+"""Worker groups in a row that may begin at one step and get no further than one another; then something is wrong there.
+Machines that vanish let one group get further than the other."""
 
+LOST = "its processes or nodes were lost"
 Kind = Literal["begin", "record", "images", "note"]
 
 
@@ -44,32 +47,57 @@ class Mailbox:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.attempt = 0
-        self.begun_at: list[int] = []
+        self.step = self.furthest = 0  # where the present group began, and how far it told to be
+        self.ends: list[tuple[int, int]] = []  # both of the groups before it, as long as they are the same
         self.fatal_error: str | None = None
         self.certain = False
-        self.last_failure = "its processes or nodes were lost"
+        self.verdict = Attempt(0, None)
+        self.last_failure = LOST
+        self.early: defaultdict[int, dict[int, Message]] = defaultdict(dict)  # by rank and number
+        self.expected: Counter[int] = Counter()  # number of the next message, by rank
         self.put_in_all = self.stored = self.waiting = 0
         self.news = asyncio.Condition()
 
     async def begin(self, step: int) -> None:
         """A worker group is about to start at `step`."""
+        if self.attempt > 0:
+            end = (self.step, self.furthest)
+            self.ends = [other for other in self.ends if other == end] + [end]
         self.attempt += 1
-        self.begun_at = [s for s in self.begun_at if s == step] + [step]
-        if len(self.begun_at) > MAX_ATTEMPTS and self.fatal_error is None:
+        self.step = self.furthest = step
+        self.early.clear()
+        self.expected.clear()
+        if len(self.ends) >= MAX_ATTEMPTS and self.ends[-1][0] == step and self.fatal_error is None:
             self.fatal_error = (
-                f"the workers failed {MAX_ATTEMPTS} times in a row after step {step} and before the next checkpoint; "
-                f"the last time: {self.last_failure}"
+                f"the workers failed {MAX_ATTEMPTS} times in a row after step {self.ends[-1][1]}; the last time: "
+                f"{self.last_failure}"
             )
+        self.last_failure = LOST
+        self.verdict = Attempt(self.attempt, self.fatal_error)  # the same for all workers, whatever comes meanwhile
         await self._put(Message("begin", step))
 
     async def current(self) -> Attempt:
         """For a worker that starts."""
-        return Attempt(self.attempt, self.fatal_error)
+        return self.verdict
 
-    async def put(self, attempt: int, kind: Kind, content: Any) -> None:
-        """Adds a message, unless it comes from a worker group that another has replaced."""
-        if attempt == self.attempt:
-            await self._put(Message(kind, content))
+    async def ended(self) -> str | None:
+        """For the driver: why the training cannot go on, if it cannot."""
+        return self.fatal_error
+
+    async def put(self, attempt: int, rank: int, number: int, message: Message) -> None:
+        """Adds a worker's message, unless it comes from a group that another has replaced.
+
+        Ray may execute a worker's calls in another order than it made them: its messages are numbered from 0.
+        """
+        if attempt != self.attempt:
+            return
+        if message.kind == "images":
+            self.furthest = max(self.furthest, message.content.step)
+        self.early[rank][number] = message
+        while self.expected[rank] in self.early[rank]:
+            message = self.early[rank].pop(self.expected[rank])
+            self.expected[rank] += 1
+            await self._put(message)
 
     async def failed(self, attempt: int, text: str) -> None:
         """A worker ends with an error; another group may go on."""
@@ -168,6 +196,7 @@ class Follower:
                 self._unstored = 0
             except Exception as error:
                 self.error = error
+                self._ended.wait(POLL_SECONDS)  # a worker still waits, and the next call would return at once
 
     def __enter__(self) -> Follower:
         self._thread.start()
@@ -194,18 +223,30 @@ class Post:
         self.seconds = 0.0
         """spent in `put` so far: all that reporting costs a step"""
         self._on_the_way: list[Any] = []
+        self._number = 0
+        self._lock = threading.Lock()
 
     def put(self, kind: Kind, content: Any) -> None:
         """Sends a message without waiting for anything."""
         began = time.perf_counter()
-        self._on_the_way.append(self.mailbox.put.remote(self.attempt, kind, content))
+        with self._lock:  # the watch puts from its own thread
+            number, self._number = self._number, self._number + 1
+            message = Message(kind, content)
+            self._on_the_way.append(self.mailbox.put.remote(self.attempt, self.rank, number, message))
         self.seconds += time.perf_counter() - began
 
     def deliver(self) -> None:
-        """Waits until the driver has stored what was put: a checkpoint must not know more than the run's files."""
-        if self._on_the_way:
-            ray.wait([self.mailbox.delivered.remote()], timeout=self.DELIVERY_SECONDS)
-        self._on_the_way = []
+        """Waits until the driver has stored what was put: a checkpoint must not know more than the run's files.
+
+        Raises:
+            ray.exceptions.RayActorError: the mailbox is gone; the driver makes another for another worker group.
+        """
+        with self._lock:
+            on_the_way, self._on_the_way = self._on_the_way, []
+        if on_the_way:
+            ray.get(on_the_way)
+            with contextlib.suppress(ray.exceptions.GetTimeoutError):
+                ray.get(self.mailbox.delivered.remote(), timeout=self.DELIVERY_SECONDS)
 
     def failed(self, error: Exception) -> None:
         """Says that this worker ends with an error after which another group may go on."""

@@ -76,11 +76,12 @@ class TrainConfig:
     has at the time"""
     images_at_once: int = 0
     """images that a worker computes at a time; gradients are accumulated over its share of a step; 0: all of its
-    share"""
+    share, with MIN:MAX workers the share of the most"""
     gpu: bool = False
     """one GPU a worker"""
     cpus: float = 0.0
-    """CPUs that a worker reserves; 0: half a CPU, or a whole one with --gpu; readers need some of the others"""
+    """CPUs that a worker reserves; 0: a little less than half a CPU, or than a whole one with --gpu, for readers need
+    some too"""
     threads: int = 0
     """CPU threads a worker computes with; 0: this machine's cores divided by the workers"""
     compile: bool = False

@@ -62,7 +62,7 @@ class Outbox:
         self._alone = 0  # so many records of a refused batch are sent one by one, to find those that are to blame
         self._down = False
         self._delay, self._due = FIRST_DELAY, 0.0  # of the next attempt while the server does not answer
-        self._ended = False
+        self._ended = self._under_way = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="mlflow")
 
@@ -95,7 +95,11 @@ class Outbox:
         self._put([_Action(label, action)])
 
     def close(self, seconds: float) -> list[str]:
-        """Waits, at most so long, until everything is delivered; then nothing more is sent.
+        """Waits until everything is delivered, then nothing more is sent.
+
+        Args:
+            seconds: at most so long where nothing gets through; while a call is under way, a model's upload say, or
+                something was delivered in that time, it goes on.
 
         Returns:
             What was not delivered, a short description each; empty if all was.
@@ -106,7 +110,10 @@ class Outbox:
                 if isinstance(entry, _Action):
                     entry.due, entry.delay = 0.0, FIRST_DELAY
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._waiting, seconds)
+            before = -1
+            while self._waiting and (self._under_way or len(self._waiting) != before):
+                before = len(self._waiting)
+                self._changed.wait_for(lambda: not self._waiting, seconds)
             self._ended = True
             self._changed.notify_all()
             return _descriptions(self._waiting) + [f"{what}: refused" for what in _descriptions(self._refused)]
@@ -129,7 +136,11 @@ class Outbox:
     def _send(self, entries: list[_Entry]) -> None:
         first = entries[0]
         if isinstance(first, _Action):
-            first.call()
+            self._under_way = not self._down  # a call to a server that hangs is none
+            try:
+                first.call()
+            finally:
+                self._under_way = False
         else:
             self._tracker.points([point for entry in entries if isinstance(entry, _Record) for point in entry.points])
 

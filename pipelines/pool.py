@@ -53,19 +53,15 @@ class Pool:
         return cls(least, most, threads, ACTOR_CPUS * threads, 0.0)
 
     @classmethod
-    def beside(cls, cpus: float, gpus: float) -> Pool:
-        """What workers that reserve so much leave free.
-
-        Raises:
-            InputError: they leave nothing.
-        """
+    def beside(cls, cpus: float, gpus: float) -> Pool | None:
+        """What processes that reserve so much leave free of the cluster as it is now; None if that is nothing."""
         resources = ray.cluster_resources()
-        if free := int(resources.get("GPU", 0) - gpus):
-            return cls(free, free, 1, 1.0, 1.0)
         left = resources.get("CPU", 0) - cpus - RESERVED_CPUS
+        free = min(int(resources.get("GPU", 0) - gpus), int(left))
+        if free > 0:
+            return cls(free, free, 1, 1.0, 1.0)
         if left < LEAST_CPUS:
-            raise InputError(f"--validation: the workers reserve {cpus:g} of the cluster's {resources.get('CPU', 0):g} "
-                             "CPUs; evaluating beside them needs half a CPU; lower --cpus")  # fmt: skip
+            return None
         actors = max(1, int(left / ACTOR_CPUS))
         return cls(actors, actors, 1, min(ACTOR_CPUS, left), 0.0)
 

@@ -33,8 +33,10 @@ FOOTERS = 16
 """Files whose footers are read at a time, when a data set is opened: each waits, for an object store perhaps 0.1 s."""
 READER_CPUS = 0.1
 """Readers wait for storage more than they compute; a whole CPU each would starve the workers on a small machine."""
+READERS = 2
+"""Readers at a time, at least."""
 CPUS_A_READER = 4
-"""Readers at a time: one for so many CPUs of the cluster, but at least two. Many would start a process each."""
+"""Beyond them, one for so many CPUs of the cluster. Many would start a process each."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def evaluation_rows(groups: Sequence[RowGroup]) -> ray.data.Dataset:
 def _tasks(plan: list[dict[str, Any]], read: Callable[[pa.Table], Iterator[pa.Table]]) -> ray.data.Dataset:
     """A reading task for each row of the plan."""
     rows = ray.data.from_items(plan, override_num_blocks=len(plan))
-    readers = max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_A_READER)
+    readers = max(READERS, int(ray.cluster_resources().get("CPU", 0)) // CPUS_A_READER)
     readers = min(readers, len(plan))  # Ray Data warns of a limit that cannot be reached
     compute = ray.data.TaskPoolStrategy(size=readers)
     return rows.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, num_cpus=READER_CPUS)

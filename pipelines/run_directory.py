@@ -97,7 +97,7 @@ def locked(folder: Location) -> Iterator[None]:
     if folder.local is None:
         yield
         return
-    with (folder.local / LOCK).open("w") as lock:
+    with (folder.local / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -111,7 +111,7 @@ def working(folder: Location) -> Iterator[None]:
     if folder.local is None:
         yield
         return
-    with (folder.local / WORKERS).open("w") as lock:
+    with (folder.local / WORKERS).open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
@@ -125,7 +125,7 @@ def wait_for_workers(folder: Location, log: Callable[[str], None], seconds: floa
     if folder.local is None:
         return
     start, told = time.monotonic(), False
-    with (folder.local / WORKERS).open("w") as lock:
+    with (folder.local / WORKERS).open("a+") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+
 from cluster.session import connect
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
@@ -41,14 +44,18 @@ from pipelines.run_directory import (
     wait_for_workers,
     write_record,
 )
-from pipelines.storage import Location, locate, on_disk
+from pipelines.storage import ASIDE, Location, locate, on_disk
 from pipelines.tracking import Tracker
-from pipelines.train_setup import check_resources, initial_model, prepare
+from pipelines.train_setup import check_resources, initial_model, prepare, worker_resources
 from pipelines.validation import validating
 from pipelines.worker_group import Bookkeeper, fit
 
 TRACKING_SECONDS = 60.0
-"""How long the end waits for a tracking server; what it did not take is sent by the same command again."""
+"""How long the end waits for a tracking server that takes nothing; the same command again sends the rest."""
+MAX_TRIES = 5
+"""Times that Ray Train is started again without getting any further."""
+NO_PLACE = "WorkerGroupStartupTimeoutError"
+"""Ray Train's internal name for workers that could not be placed in a minute."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> Trai
     job, settings = prepare(config, manifest)
     with Display(job, log) as display:
         record = read_record(run)
-        if record is None and any(name not in (LOCK, WORKERS) for name in run.list()):
+        if record is None and any(name not in (LOCK, WORKERS) and not ASIDE.fullmatch(name) for name in run.list()):
             raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
         if record is not None:
             check_same(run, record, settings)
@@ -88,10 +95,15 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> Trai
         initial = None if begun else initial_model(config, job, display.log)
         run.make_folder()  # fails before anything is noted elsewhere
         with locked(run):
+            if read_record(run) != record:
+                raise InputError(f"{run}: another process has begun a run in it meanwhile; give the same command again")
             tracker = start_run(config, job, settings, record, initial)
             del initial
             with telling(tracker, run, display) as outbox:
+                if record is None:
+                    outbox.do("the settings", lambda: tracker.params({**settings, "workers": config.workers}))
                 books = Bookkeeper(job, display.record, outbox.record, display.log)
+                books.metrics.keep(lambda line: line["step"] <= max(_step(run), 0))
                 for line in books.metrics.values():  # what MLflow has of them, it takes no second time
                     outbox.record(line)
                 if not done:
@@ -128,7 +140,6 @@ def start_run(
     address = config.tracking or (record.mlflow_address if record else None)
     tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name)
     if record is None:
-        tracker.params({**settings, "workers": config.workers, "gpu": config.gpu})
         write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
     if initial is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -161,21 +172,49 @@ def telling(tracker: Tracker, run: Location, display: Display) -> Iterator[Outbo
 def run_workers(
     config: TrainConfig, job: Job, manifest: Manifest, validation: Manifest | None, books: Bookkeeper, display: Display
 ) -> None:
-    """Trains to the last step and leaves the model in the run directory."""
+    """Trains to the last step and leaves the model in the run directory.
+
+    Ray Train replaces workers. Whatever else ends it (its own processes lost, a storage that did not answer) is
+    answered by starting it again, as long as training gets on, and for ever where the cluster lacks the nodes.
+    """
     run = locate(job.run)
-    with connect(config.address):
-        check_resources(config)
-        wait_for_workers(run, display.log)
-        tidy(run, display.log)
-        (run / MODEL).remove()  # of a training that --max-steps ended earlier
-        (run / TRACKED).remove()
-        with validating(config, job, validation, books.record, display.log):
-            if next_step(run) < job.total_steps:
-                fit(config, job, manifest, books)
+    (run / MODEL).remove()  # of a training that --max-steps ended earlier
+    (run / TRACKED).remove()
+    reached, tries, first = -1, 0, True
+    while True:
+        try:
+            with connect(config.address):
+                if first:  # later a cluster may lack the nodes that it will get again
+                    check_resources(config)
+                first = False
+                wait_for_workers(run, display.log)
+                tidy(run, display.log)
+                with validating(config, job, validation, books, display.log):
+                    if next_step(run) < job.total_steps:
+                        fit(config, job, manifest, books)
+            break
+        except (TrainingFailedError, RayError) as error:
+            step = _step(run)
+            if type(getattr(error, "controller_failure", None)).__name__ == NO_PLACE:
+                display.log(f"the cluster has no place for the workers ({worker_resources(config)} each); waiting")
+                continue
+            reached, tries = (step, 0) if step > reached else (reached, tries + 1)
+            if tries == MAX_TRIES:
+                raise
+            display.log(f"{why(error)}; Ray Train is started again, from step {step} on")
     step = next_step(run)
     if step < job.total_steps:
         raise RuntimeError(f"{run}: the last checkpoint is at step {step} of {job.total_steps}")
     (run / checkpoint_name(step) / MODEL).copy_to(run / MODEL)  # its presence says that all is done
+    tidy(run, display.log)
+
+
+def why(error: Exception) -> str:
+    """The innermost reason of an error of Ray's, in a line."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()[:300]}"
 
 
 def hand_over(run: Location, tracker: Tracker, config: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 
@@ -23,8 +24,8 @@ from pipelines.job import Job
 from pipelines.mailbox import Post
 from pipelines.meter import Meter
 from pipelines.reading import slots_of
-from pipelines.run_directory import working
-from pipelines.storage import locate
+from pipelines.run_directory import RUN, working
+from pipelines.storage import Location, locate
 from pipelines.waiting import Watch
 
 PREFETCH = 4
@@ -40,16 +41,29 @@ def train_loop(config: dict[str, Job]) -> None:
         return
     post = Post(job.mailbox, attempt.number, context.get_world_rank())
     try:
-        with working(locate(job.run)), Watch(post) as watch:
+        run = locate(job.run)
+        check_seen(run)
+        with working(run), Watch(post) as watch:
             train_steps(job, post, watch, context.get_world_size())
     except NotFiniteError as error:  # every worker ends here, after the same step
         post.fatal(str(error), certain=error.mine)
-    except InputError as error:
+    except UnusableError as error:
         post.fatal(str(error))
         raise  # and so frees the others, which wait for this one
-    except Exception as error:
+    except Exception as error:  # a storage that does not answer, say: the next worker group may have more luck
         post.failed(error)
         raise
+
+
+class UnusableError(InputError):
+    """Something that the next worker group would find just the same."""
+
+
+def check_seen(run: Location) -> None:
+    """Raises UnusableError where this node does not see the run directory."""
+    if (run / RUN).size() is None:
+        raise UnusableError(f"{run}: node {socket.gethostname()} does not see it; give a path that every node sees, or "
+                            "a URL")  # fmt: skip
 
 
 def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:
@@ -63,7 +77,7 @@ def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:
     optimizer = make_optimizer(model, job.solver)
     step = restore(job, model, optimizer)
     network = distributed(job, model, watch)
-    checkpoints = Checkpoints(job, post.rank, model, optimizer)
+    checkpoints = Checkpoints(job, post, model, optimizer)
     guard, meter = Guard(workers), Meter(job, post, workers, step, device)
     if post.rank == 0:
         post.put("note", f"{workers} workers begin at step {step}" if workers > 1 else f"begins at step {step}")
@@ -71,7 +85,7 @@ def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:
     while step < job.total_steps:
         asked = time.perf_counter()
         with watch.on(f"the images of step {step + 1}"):
-            images = next(feed)
+            images = next_images(feed)
         if images.step != step:
             raise RuntimeError(f"the stream of images is at step {images.step}, the model at step {step}")
         meter.arrived(asked)
@@ -86,11 +100,13 @@ def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:
 
         meter.add(losses, norm, [i for part in terms.images for i in part])
         step += 1
-        checkpoint_due = guard.asked() or step % job.steps_per_epoch == 0 or step == job.total_steps
-        if checkpoint_due or meter.due(step):
-            meter.send(step)
-        if checkpoint_due:
-            guard.asked(late=0)  # nothing is kept after a loss that is not finite
+        with watch.on(f"the device and the other workers after step {step}"):
+            asked = guard.asked(late=0 if meter.due(step) else 1)
+            if asked:
+                guard.asked(late=0)  # nothing is kept after a loss that is not finite
+            if asked or meter.due(step):
+                meter.send(step)
+        if asked or step % job.steps_per_epoch == 0 or step == job.total_steps:
             with watch.on(f"the checkpoint after step {step}"):
                 post.deliver()
                 checkpoints.take(step)
@@ -121,6 +137,14 @@ def step_images(job: Job, workers: int) -> Iterator[StepImages]:
     )
 
 
+def next_images(feed: Iterator[StepImages]) -> StepImages:
+    """The next step's; an image that cannot be used ends the training."""
+    try:
+        return next(feed)
+    except InputError as error:
+        raise UnusableError(str(error)) from error
+
+
 def forward_backward(
     job: Job, network: nn.Module, images: StepImages, workers: int, device: torch.device
 ) -> tuple[dict[str, Tensor], StepTerms]:
@@ -136,7 +160,7 @@ def forward_backward(
     for number, part in enumerate(images.parts, start=1):
         weight = len(part.image_ids) / job.solver.batch
         ids.append(part.image_ids.tolist())
-        batch = part.to(device, non_blocking=True)
+        batch = (part.pinned() if device.type == "cuda" else part).to(device, non_blocking=True)
         with accumulating(network, number < len(images.parts)):
             with torch.autocast(device.type, torch.bfloat16, enabled=job.solver.precision == "bfloat16"):
                 losses = network(batch)

@@ -19,6 +19,7 @@ from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
 from pipelines.manifest import Manifest
 from pipelines.options import TrainConfig
+from pipelines.reading import READER_CPUS, READERS, slots_of
 from pipelines.run_directory import INITIAL, MODEL
 from pipelines.storage import Location, locate, on_disk
 
@@ -42,6 +43,13 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
     if steps == 0:
         raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
                          f"{config.solver.batch}; lower it")  # fmt: skip
+    fewest, most = config.worker_range
+    if config.model.norm == "sync_bn" and any(config.solver.batch % n for n in range(fewest, most + 1)):
+        raise InputError(f"--model.norm sync_bn: its statistics want equal shares of a step; make --solver.batch "
+                         f"{config.solver.batch} a multiple of every number of --workers {config.workers}")  # fmt: skip
+    at_once = config.images_at_once
+    if at_once == 0 and fewest < most:  # fewer workers must not need more memory each
+        at_once = slots_of(config.solver.batch, most)
     run = locate(config.run)
     model = replace(config.model, num_classes=len(manifest.categories))
     total = steps * config.solver.epochs
@@ -53,8 +61,8 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         manifest.rows,
         steps,
         min(total, config.max_steps or total),
-        config.images_at_once,
-        config.threads or max(1, (os.cpu_count() or 1) // config.worker_range[1]),
+        at_once,
+        config.threads or max(1, (os.cpu_count() or 1) // most),
         config.compile,
         60 * config.checkpoint_minutes,
         run.url,
@@ -129,8 +137,8 @@ def model_file(place: Location) -> Location:
 
 
 def worker_cpus(config: TrainConfig) -> float:
-    """CPUs that a worker reserves. Two cores must hold a worker and its readers: half a CPU leaves room for both."""
-    return config.cpus or (1.0 if config.gpu else 0.5)
+    """CPUs that a worker reserves. Workers packed onto all CPUs of a node must leave something for its readers."""
+    return config.cpus or (0.9 if config.gpu else 0.45)
 
 
 def worker_resources(config: TrainConfig) -> dict[str, float]:
@@ -139,10 +147,23 @@ def worker_resources(config: TrainConfig) -> dict[str, float]:
 
 
 def check_resources(config: TrainConfig) -> None:
-    """Raises InputError where the cluster can never hold the fewest workers; Ray Train would wait for ever."""
+    """Raises InputError where the cluster cannot hold the fewest workers and their readers; Ray would wait for ever."""
     fewest, _ = config.worker_range
     for name, need in worker_resources(config).items():
         wanted, there = need * fewest, ray.cluster_resources().get(name, 0)
+        if name == "CPU":
+            wanted += READERS * READER_CPUS
         if wanted > there:
-            raise InputError(f"--workers {config.workers}: they need {wanted:g} {name}, the Ray cluster has {there:g}; "
-                             "ask for fewer, leave out --gpu, or join another --address")  # fmt: skip
+            raise InputError(f"--workers {config.workers}: with their readers they need {wanted:g} {name}, the Ray "
+                             f"cluster has {there:g}; ask for fewer, lower --cpus, leave out --gpu, or join another "
+                             "--address")  # fmt: skip
+    if fitting_workers(config) < fewest:
+        raise InputError(f"--workers {config.workers}: the Ray cluster's nodes have too little each for "
+                         f"{worker_resources(config)} a worker; lower --cpus, or join another --address")  # fmt: skip
+
+
+def fitting_workers(config: TrainConfig) -> int:
+    """How many workers the nodes that are there hold, at most those asked for."""
+    need, (_, most) = worker_resources(config), config.worker_range
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return min(most, sum(min(int(node.get(name, 0) / share) for name, share in need.items()) for node in nodes))

@@ -15,11 +15,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from msrcnn.errors import InputError
-from pipelines.checkpoint_list import MODEL, checkpoint_name, committed, step_of
+from pipelines.checkpoint_list import checkpoint_name, committed, step_of
 from pipelines.detection_parts import StoredDetections
 from pipelines.evaluate import origin_of, other_categories
 from pipelines.inference import DetectJob, detect
@@ -30,58 +30,60 @@ from pipelines.pool import Pool
 from pipelines.progress import duration
 from pipelines.reading import row_groups
 from pipelines.reporting import plain
-from pipelines.run_directory import BEST, VALIDATION
+from pipelines.run_directory import BEST, MODEL, VALIDATION
 from pipelines.scoring import Summary, score_all, summarise, summary_metrics
 from pipelines.storage import locate
-from pipelines.train_setup import worker_resources
+from pipelines.train_setup import fitting_workers, worker_resources
+from pipelines.worker_group import Bookkeeper
 
 LOOK_SECONDS = 1.0
 """How often the list of checkpoints is looked at: each stays for at least one more checkpoint's time."""
-BOOTSTRAP = 200
-"""Resamplings for the interval of the gain: it is printed, and nobody decides by it while training goes on."""
+MAX_FAILURES = 3
+"""Times in a row that an evaluation may fail; then it is left out."""
 SCORE = "validation/mask_by_mask/AP"
 """What makes a model the best."""
 
 
 @contextmanager
 def validating(
-    config: TrainConfig, job: Job, manifest: Manifest | None, record: Callable[[dict[str, Any]], None],
-    log: Callable[[str], None],
-) -> Iterator[None]:  # fmt: skip
+    config: TrainConfig, job: Job, manifest: Manifest | None, books: Bookkeeper, log: Callable[[str], None]
+) -> Iterator[None]:
     """Evaluates on `manifest`, if there is one, during the block and to the end of what it left to evaluate.
 
     Args:
-        record: takes the numbers of each evaluation.
+        books: store the numbers of each evaluation.
         log: takes lines.
 
     Raises:
-        InputError: the data set has other categories, or the workers leave no CPU for it.
+        InputError: the data set has other categories, or a fixed number of workers leaves no CPU for it.
     """
     if manifest is None:
         yield
         return
     if wrong := other_categories([name for _, _, name in job.categories], manifest):
         raise InputError(f"--validation {config.validation}: its categories are not those of {config.shards} ({wrong})")
-    need, (_, most) = worker_resources(config), config.worker_range
-    pool = Pool.beside(need["CPU"] * most, need.get("GPU", 0) * most)
-    validator = Validator(job, config.validate_every, manifest, pool, record, log)
+    validator = Validator(config, job, manifest, books, log)
+    fewest, most = config.worker_range
+    if fewest == most and validator.pool() is None:
+        raise InputError("--validation: the workers reserve the cluster's CPUs, and evaluating beside them needs half "
+                         "of one; lower --cpus or --workers")  # fmt: skip
     validator.start()
     try:
         yield
+        validator.stop(finish=True)
     except BaseException:
         validator.stop(finish=False)
         raise
-    validator.stop(finish=True)
+    books.flush()
 
 
 class Validator:
     """One thread copies models aside, another evaluates them in turn."""
 
     def __init__(
-        self, job: Job, every: int, manifest: Manifest, pool: Pool, record: Callable[[dict[str, Any]], None],
-        log: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self.job, self.every, self.manifest, self.pool, self.record, self.log = job, every, manifest, pool, record, log
+        self, config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper, log: Callable[[str], None]
+    ) -> None:
+        self.config, self.job, self.manifest, self.books, self.log = config, job, manifest, books, log
         self.run = locate(job.run)
         self.folder = self.run / VALIDATION
         self.groups = row_groups(manifest)
@@ -89,27 +91,38 @@ class Validator:
         self._threads = [threading.Thread(target=self._collect, daemon=True, name="validation models"),
                          threading.Thread(target=self._evaluate, daemon=True, name="validation")]  # fmt: skip
 
+    def pool(self) -> Pool | None:
+        """The processes that can be had now; none where workers hold all of the cluster."""
+        if self._ended.is_set():
+            return Pool.beside(0, 0)
+        need, number = worker_resources(self.config), fitting_workers(self.config)
+        return Pool.beside(need["CPU"] * number, need.get("GPU", 0) * number)
+
     def start(self) -> None:
         """Begins, with what an earlier driver left."""
         self.folder.make_folder()
         self._settle()
+        told = {line["step"] for line in self.books.metrics.values() if SCORE in line}
+        for name in self._names(".json"):  # of a driver that was killed in between
+            numbers = json.loads((self.folder / f"{name}.json").read())
+            if "time" in numbers and numbers["step"] not in told:
+                self._tell(numbers)
         for thread in self._threads:
             thread.start()
 
     def stop(self, finish: bool) -> None:
         """Waits until all models are evaluated, or leaves them to the next driver."""
-        self._ended.set()
         if not finish:
             self._given_up.set()
-            return
-        waiting = len(self._names(".pt"))
-        if waiting:
-            self.log("waiting for the evaluation of the last checkpoint")
-        for thread in self._threads:
-            thread.join()
+        self._ended.set()
+        if finish:
+            if self._names(".pt"):
+                self.log("waiting for the evaluation of the last checkpoint")
+            for thread in self._threads:
+                thread.join()
 
     def _wanted(self, step: int) -> bool:
-        return step % (self.every * self.job.steps_per_epoch) == 0 or step == self.job.total_steps
+        return step % (self.config.validate_every * self.job.steps_per_epoch) == 0 or step == self.job.total_steps
 
     def _names(self, ending: str) -> list[str]:
         return sorted(n.removesuffix(ending) for n in self.folder.list() if n.endswith(ending) and ".tmp-" not in n)
@@ -117,49 +130,60 @@ class Validator:
     def _collect(self) -> None:
         while True:
             last = self._ended.is_set()
-            try:
+            # A checkpoint deleted meanwhile, a list being written, a storage that does not answer: look again.
+            with suppress(Exception):
                 known = {*self._names(".pt"), *self._names(".json")}
                 for step in committed(self.run):
                     name = checkpoint_name(step)
                     if self._wanted(step) and name not in known:
                         (self.run / name / MODEL).copy_to(self.folder / f"{name}.pt")
-            except (OSError, ValueError):  # a checkpoint deleted meanwhile, a list being written
-                pass
             if last or self._given_up.is_set():
                 return
             self._ended.wait(LOOK_SECONDS)
 
     def _evaluate(self) -> None:
+        failures = 0
         while not self._given_up.is_set():
-            names = self._names(".pt")
-            if names:
-                try:
-                    self._evaluate_one(names[0])
-                except Exception as error:  # evaluation never stops a training
-                    if self._given_up.is_set():
+            name = None
+            try:
+                name = next(iter(self._names(".pt")), None)
+                pool = self.pool() if name else None
+                if name and pool:
+                    self._evaluate_one(name, pool)
+                    failures = 0
+                elif name is None and not self._threads[0].is_alive():
+                    return
+            except Exception as error:  # evaluation never stops a training
+                if self._given_up.is_set():
+                    return
+                failures += 1
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self.log(f"warning: evaluation of {name or 'checkpoints'} failed ({reason})")
+                if failures >= MAX_FAILURES:
+                    if name is None:
                         return
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    self.log(f"warning: the evaluation of {names[0]} failed ({reason})")
-                    self._keep(names[0], {"step": step_of(names[0]), "error": reason})
-            elif not self._threads[0].is_alive():
-                return
-            else:
-                time.sleep(LOOK_SECONDS)
+                    failures = 0
+                    self._keep(name, {"step": step_of(name), "error": reason})
+            time.sleep(LOOK_SECONDS)
 
-    def _evaluate_one(self, name: str) -> None:
+    def _evaluate_one(self, name: str, pool: Pool) -> None:
         began = time.monotonic()
         weights, rows = self.folder / f"{name}.pt", self.folder / f"{name}.rows"
         origin = origin_of(weights, self.manifest, self.manifest.folder)
         job = DetectJob(weights.url, rows, origin, EvaluateConfig.batch)
-        parts = detect(self.groups, job, self.pool, quiet)  # goes on where a driver that was killed stopped
+        parts = detect(self.groups, job, pool, quiet)  # goes on where a driver that was killed stopped
         stored = StoredDetections(rows, origin, tuple(parts.values()))
-        scores = score_all(self.manifest, self.groups, stored, quiet, self.pool.cpus)
-        summary = summarise(self.manifest.name, scores, BOOTSTRAP, seed=0)
+        scores = score_all(self.manifest, self.groups, stored, quiet, pool.cpus)
+        summary = summarise(self.manifest.name, scores, bootstrap=0, seed=0)  # nobody decides by its interval
         rows.remove_folder()
-        numbers = {f"validation/{key}": value for key, value in plain(summary_metrics(summary)).items()}
-        self._keep(name, {"step": step_of(name), "time": time.time(), **numbers})
-        self.record({"step": step_of(name), "time": time.time(), **{k: v for k, v in numbers.items() if v is not None}})
+        found = {f"validation/{key}": value for key, value in plain(summary_metrics(summary)).items()}
+        numbers = {"step": step_of(name), "time": time.time(), **found}
+        self._keep(name, numbers)
+        self._tell(numbers)
         self.log(f"{headline(summary, step_of(name), self.job)}  ({duration(time.monotonic() - began)})")
+
+    def _tell(self, numbers: dict[str, Any]) -> None:
+        self.books.record({name: value for name, value in numbers.items() if value is not None})
 
     def _keep(self, name: str, numbers: dict[str, Any]) -> None:
         (self.folder / f"{name}.json").write((json.dumps(numbers, indent=1) + "\n").encode())

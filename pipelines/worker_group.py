@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -31,10 +30,11 @@ from pipelines.storage import locate
 from pipelines.train_loop import train_loop
 from pipelines.train_setup import worker_resources
 
-ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
-"""Ray Train's settings where the user has none: a busy machine takes more than a minute to start processes."""
+START_FAILURES = 2
+"""Times that Ray Train itself tries again to start workers. A failed start can leave their places taken, so that no
+further one succeeds; only another Ray Train mends that, which `train` starts."""
 RESIZE_SECONDS = 60.0
-"""How often an elastic group looks for more or fewer nodes, at most."""
+"""After how long an elastic group looks for more or fewer nodes, beyond the time that a checkpoint takes to come."""
 
 
 class Bookkeeper:
@@ -71,10 +71,12 @@ class Bookkeeper:
             self.log(message.content)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Stores a record, whoever made it."""
-        with self._lock:
-            self.metrics.append(record)
-        self.send(record)
+        """Stores a record, whoever made it, and passes it on even where it cannot be stored."""
+        try:
+            with self._lock:
+                self.metrics.append(record)
+        finally:
+            self.send(record)
 
     def flush(self) -> None:
         """Returns when everything is in the run directory."""
@@ -94,16 +96,15 @@ def fit(config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper) ->
     job = replace(job, mailbox=mailbox)
     run = locate(job.run)
     fewest, most = config.worker_range
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scaling: dict[str, Any] = {  # Ray's annotations are those of its former version
         "num_workers": most if fewest == most else (fewest, most),
         "use_gpu": config.gpu,
         "resources_per_worker": worker_resources(config),
-        # An attempt must get as far as a checkpoint, or resizing would cost what it gains.
-        "elastic_resize_monitor_interval_s": max(RESIZE_SECONDS, job.checkpoint_seconds),
+        # A group must get as far as a checkpoint, or resizing would cost what it gains.
+        "elastic_resize_monitor_interval_s": RESIZE_SECONDS + 1.5 * job.checkpoint_seconds,
     }
+    failures: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": START_FAILURES}
     images: dict[str, Any] = {"train": partial(remaining, row_groups(manifest), job)}
     trainer = TorchTrainer(
         train_loop,
@@ -111,7 +112,8 @@ def fit(config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper) ->
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=run.name, storage_path=run.parent.path, storage_filesystem=run.filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep), failure_config=FailureConfig(max_failures=-1),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep),
+            failure_config=FailureConfig(**failures),
         ),
         datasets=images,
         dataset_config=StepStream(),
@@ -127,6 +129,6 @@ def fit(config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper) ->
                 signal.signal(signal.SIGINT, interrupt)
     if follower.error is not None:
         books.log(f"warning: not everything that workers told was stored ({follower.error})")
-    fatal = ray.get(mailbox.current.remote()).fatal
+    fatal = ray.get(mailbox.ended.remote())
     if fatal is not None:
         raise InputError(fatal)

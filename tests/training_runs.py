@@ -24,8 +24,8 @@ DEMO = PRESETS["demo"]
 SMALL = replace(DEMO.model, channels=32, hidden=64, rpn=replace(DEMO.model.rpn, test_proposals=50))
 """The model of the tests' trainings, on images of SIZE pixels."""
 SIZE = 64
-WORKER = "RayTrainWorker"
-"""In the title of a training worker's process."""
+WORKER, CONTROLLER, MAILBOX = "RayTrainWorker", "TrainController", "Mailbox"
+"""In the titles of the processes of a training."""
 
 
 @dataclass
@@ -101,9 +101,9 @@ class Training:
         os.kill(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
 
-    def kill_worker(self, number: int = 0) -> bool:
-        """SIGKILL to one of the training workers; False if there is none."""
-        found = processes(WORKER, self.mark)
+    def kill_process(self, title: str, number: int = 0) -> bool:
+        """SIGKILL to one of the processes with such a title; False if there is none."""
+        found = processes(title, self.mark)
         if found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found[number % len(found)], signal.SIGKILL)

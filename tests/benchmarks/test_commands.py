@@ -94,3 +94,12 @@ def test_inference() -> None:
     sides = ("ours", "ours_with_head", "torchvision")
     assert {found[f"{side}_detections"] for side in sides} == {100 * found["images"]}
     assert found["ratio"] > found["ratio_with_head"] > 0
+
+
+def test_scaling() -> None:
+    found = figures(run("scaling"))
+    assert found["efficiency"] == pytest.approx(
+        found["2_worker_images_per_second"] / (2 * found["1_worker_images_per_second"]), rel=1e-2
+    )
+    assert 0 < found["efficiency"] < 1.5
+    assert 0 < found["hardware_efficiency"] < 1.5

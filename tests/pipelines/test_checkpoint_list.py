@@ -5,7 +5,8 @@ import json
 import pytest
 
 from msrcnn.errors import InputError
-from pipelines.checkpoint_list import MODEL, SNAPSHOT, TRAINING, checkpoint_name, committed, next_step, step_of, tidy
+from pipelines.checkpoint_list import SNAPSHOT, TRAINING, checkpoint_name, committed, next_step, step_of, tidy
+from pipelines.run_directory import MODEL
 from pipelines.storage import locate
 from pipelines.train_setup import model_file
 
@@ -41,11 +42,13 @@ def test_what_is_not_on_the_list_is_deleted(tmp_path):
         make(tmp_path, step)
     (tmp_path / ".step-00000020").mkdir()  # being written when its writer was killed
     (tmp_path / "images").mkdir()
+    (tmp_path / "best.pt.tmp-0123456789ab").touch()
     put_on_list(tmp_path, 5, 10)
     lines: list[str] = []
     tidy(locate(tmp_path), lines.append)
     assert names(tmp_path) == ["images", "step-00000005", "step-00000010"]
     assert len(lines) == 2
+    assert not list(tmp_path.glob("*.tmp-*"))
     assert next_step(locate(tmp_path)) == 10
     tidy(locate(tmp_path), lines.append)
     assert len(lines) == 2
@@ -65,6 +68,15 @@ def test_a_list_that_was_cut_short_is_written_again(tmp_path):
     assert committed(locate(tmp_path)) == [5, 10]
     assert names(tmp_path) == ["step-00000005", "step-00000010"]
     assert "cut short" in lines[0]
+
+
+def test_a_checkpoint_that_is_listed_but_gone_is_left_out(tmp_path):
+    make(tmp_path, 5)
+    put_on_list(tmp_path, 5, 10)
+    lines: list[str] = []
+    tidy(locate(tmp_path), lines.append)
+    assert committed(locate(tmp_path)) == [5]
+    assert "lists what is not there" in lines[0]
 
 
 def test_ray_reads_the_list_that_was_written_again(tmp_path):

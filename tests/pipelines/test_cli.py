@@ -70,6 +70,17 @@ def test_evaluations_have_flags_without_values():
     assert (parse("rescore", several).maskiou_powers, parse("rescore", several).top_k) == ((0.0, 1.5), (10, 0))
 
 
+def test_switches_of_a_training_and_of_its_preset():
+    needed = ["--shards", "s", "--run", "r"]
+    plain = parse("train", needed)
+    assert (plain.gpu, plain.compile, plain.data.flip, plain.model.maskiou.enabled) == (False, False, True, True)
+    changed = parse("train", [*needed, "--gpu", "--compile", "--data.no-flip", "--model.maskiou.no-enabled"])
+    assert (changed.gpu, changed.compile, changed.data.flip) == (True, True, False)
+    assert not changed.model.maskiou.enabled
+    assert parse("train", [*needed, "--preset", "r101-dcn-fpn"]).model.deformable
+    assert parse("train", [*needed, "--workers", "2:8"]).worker_range == (2, 8)
+
+
 def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
     """Two shards; the second one is damaged afterwards."""
     parts = []

@@ -6,6 +6,7 @@ import time
 import pytest
 import ray
 
+from pipelines.lineage import Seen
 from pipelines.mailbox import MAX_ATTEMPTS, Follower, Mailbox, Message, Post
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -90,22 +91,44 @@ def test_what_an_earlier_group_still_says_is_dropped(mailbox):
     assert [m.kind for m in books.messages] == ["begin", "begin"]
 
 
+def attempt(mailbox, step: int, furthest: int) -> str | None:
+    """A group that begins at `step`, gets as far as `furthest` and is lost; why it would not have begun."""
+    ray.get(mailbox.begin.remote(step))
+    post = post_of(mailbox, 1)
+    post.put("images", Seen(1, furthest, []))
+    post.failed(ValueError(f"at {furthest}\nand more"))
+    return ray.get(mailbox.current.remote()).fatal
+
+
 def test_a_training_that_gets_nowhere_is_given_up(mailbox):
-    for step in (0, 0, 20, 20, 20):
-        ray.get(mailbox.begin.remote(step))
-        assert ray.get(mailbox.current.remote()).fatal is None
-    post_of(mailbox, 1).failed(ValueError("out of luck\nand more"))
-    for _ in range(MAX_ATTEMPTS - 3):
-        ray.get(mailbox.begin.remote(20))
-        assert ray.get(mailbox.current.remote()).fatal is None
-    ray.get(mailbox.begin.remote(20))
-    fatal = ray.get(mailbox.current.remote()).fatal
-    assert "failed 5 times in a row after step 20" in fatal
-    assert "worker 1: ValueError: out of luck" in fatal
+    assert [attempt(mailbox, 20, 40) for _ in range(MAX_ATTEMPTS)] == [None] * MAX_ATTEMPTS
+    fatal = attempt(mailbox, 20, 40)
+    assert fatal == "the workers failed 5 times in a row after step 40; the last time: worker 1: ValueError: at 40"
+
+
+def test_machines_that_vanish_here_and_there_are_no_reason_to_give_up(mailbox):
+    for number in range(3 * MAX_ATTEMPTS):
+        assert attempt(mailbox, 20, 20 + 20 * (number % 4)) is None
+
+
+def test_progress_starts_the_count_anew(mailbox):
+    for _ in range(3):
+        assert [attempt(mailbox, 20, 40) for _ in range(MAX_ATTEMPTS - 1)] == [None] * (MAX_ATTEMPTS - 1)
+        assert attempt(mailbox, 40, 60) is None
+
+
+def test_all_workers_of_a_group_get_one_verdict(mailbox):
+    ray.get(mailbox.begin.remote(0))
+    assert ray.get(mailbox.current.remote()).fatal is None
+    post_of(mailbox).fatal("an image")
+    assert ray.get(mailbox.current.remote()).fatal is None  # a slower one of the same group
+    assert ray.get(mailbox.ended.remote()) == "an image"
+    ray.get(mailbox.begin.remote(0))
+    assert ray.get(mailbox.current.remote()).fatal == "an image"
 
 
 def test_the_worker_that_knows_the_reason_is_believed(mailbox):
     post_of(mailbox, 0).fatal("some gradient", certain=False)
     post_of(mailbox, 1).fatal("image 7")
     post_of(mailbox, 2).fatal("image 8")
-    assert ray.get(mailbox.current.remote()).fatal == "image 7"
+    assert ray.get(mailbox.ended.remote()) == "image 7"

@@ -105,7 +105,7 @@ def test_what_train_refuses_before_it_starts(trained, shards, tmp_path):
     with pytest.raises(InputError, match=r"8 images are fewer than --solver.batch 16"):
         train(replace(config, shards=shards / "val", solver=replace(config.solver, batch=16)))
     assert not config.run.exists()
-    with pytest.raises(InputError, match=r"--workers 6: they need 3 CPU, the Ray cluster has 2"):
+    with pytest.raises(InputError, match=r"--workers 6: with their readers they need 2.9 CPU, the Ray cluster has 2;"):
         train(replace(config, workers="6", solver=replace(config.solver, batch=12)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()

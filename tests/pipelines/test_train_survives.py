@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
 from tests.mlflow_server import Server
-from tests.training_runs import Training, assert_each_once, assert_same_weights
+from tests.training_runs import CONTROLLER, MAILBOX, WORKER, Training, assert_each_once, assert_same_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -64,7 +64,7 @@ def test_a_worker_is_killed(undisturbed, shards, tmp_path, seed):
     training.start()
     training.wait_for("workers begin at step 0")
     time.sleep(moment(seed, seconds))
-    assert training.kill_worker(seed)
+    assert training.kill_process(WORKER, seed)
     assert training.finish() == 0
     assert len(training.log().split("workers begin at step")) >= 3
     assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
@@ -80,6 +80,37 @@ def test_the_driver_is_killed_and_the_same_command_run_again(undisturbed, shards
     time.sleep(moment(seed, seconds))
     training.kill_driver()
     training.start()
+    assert training.finish() == 0
+    assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
+    assert_same_weights(training, want, TOLERANCE)
+
+
+@pytest.mark.parametrize("title", [CONTROLLER, MAILBOX])
+def test_a_process_of_ray_train_or_of_ours_is_killed(undisturbed, shards, tmp_path, title):
+    """What replaces workers, and what carries what they tell: the command starts anew around them."""
+    want, seconds = undisturbed
+    training = Training(tmp_path, shards, OPTIONS)
+    training.start()
+    training.wait_for("workers begin at step 0")
+    time.sleep(moment(10, seconds))
+    assert training.kill_process(title)
+    assert training.finish() == 0
+    assert "Ray Train is started again" in training.log()
+    assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
+    assert_same_weights(training, want, TOLERANCE)
+
+
+def test_a_worker_is_killed_while_the_workers_start(undisturbed, shards, tmp_path):
+    want, _ = undisturbed
+    training = Training(tmp_path, shards, OPTIONS)
+    training.start()
+    killed, deadline = 0, time.monotonic() + 200
+    while killed < 2 and "workers begin" not in training.log() and time.monotonic() < deadline:
+        if training.kill_process(WORKER):
+            killed += 1
+            time.sleep(5 if killed == 1 else 0)  # the first as it comes up, another a little later
+        time.sleep(0.2)
+    assert killed
     assert training.finish() == 0
     assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
     assert_same_weights(training, want, TOLERANCE)
@@ -134,7 +165,7 @@ def test_a_node_is_killed(undisturbed, shards, tmp_path, seed):
 
 def test_workers_follow_the_nodes(shards, tmp_path):
     """Two workers, then one since a node is gone, then two again since one came."""
-    epochs = 30
+    epochs = 24
     options = ["--workers", "1:2", "--cpus", "1.5", "--solver.epochs", str(epochs), "--checkpoint-minutes", "0.1"]
     with nodes(2, 2) as (cluster, machines):
         training = Training(tmp_path, shards, [*options, "--address", cluster.address])
