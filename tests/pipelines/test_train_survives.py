@@ -16,6 +16,8 @@ from mlflow import MlflowClient
 
 from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
+from pipelines.checkpoint_list import next_step
+from pipelines.storage import locate
 from tests.mlflow_server import Server
 from tests.training_runs import CONTROLLER, MAILBOX, WORKER, Training, assert_each_once, assert_same_weights
 
@@ -122,7 +124,10 @@ def test_another_number_of_workers_goes_on_inside_the_epoch(shards, tmp_path, be
     options = [*OPTIONS[2:], "--cpus", "0.4"]
     training = Training(tmp_path, shards, ["--workers", before, *options])
     training.start()
-    training.wait_for(r"step \d+/", times=2)
+    training.wait_for(r"step \d+/")
+    deadline = time.monotonic() + 120
+    while next_step(locate(training.run)) == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
     training.kill_all()
     training.options = ["--workers", after, *options]
     training.start()
