@@ -96,6 +96,7 @@ def test_inference() -> None:
     assert found["ratio"] > found["ratio_with_head"] > 0
 
 
+@pytest.mark.slow
 def test_scaling() -> None:
     found = figures(run("scaling"))
     assert found["efficiency"] == pytest.approx(
