@@ -1,9 +1,10 @@
 """Images a second of `msrcnn train` with one worker and with two, one thread each; two have twice the images a step.
 
-Whole trainings, in turn: Ray, the images' stream, gradients exchanged by gloo, records. Rates are those of the run's
-own records but for the first, whose steps warm up. `efficiency` is the rate of two workers by twice that of one. Beside
-it `hardware`: what two processes that do not know of each other reach on the same machine, one training step each, by
-twice what one reaches alone. It says how much of what is missing the cores themselves lose (memory, clock).
+Whole trainings, in turn: Ray, the images' stream, gradients exchanged by gloo. The rate is the run's own record of its
+steps, without the start of the processes. `efficiency` is the rate of two workers by twice that of one. Beside it,
+`hardware_efficiency`: the rate of two processes that make training steps and do not know of each other, by twice what
+one reaches alone. It says how much of what is missing the cores themselves lose (memory, clock). It is not in --quick,
+which takes two minutes even so, since two trainings start.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pipelines.train import train
 
 IMAGES = 2
 """A worker's images of a step."""
-RECORD = 20
-"""Steps of a record."""
+STEPS = 20
+"""Of a training; so many make a record."""
 
 
 def model_of() -> ModelConfig:
@@ -50,30 +51,28 @@ def training_rate(shards: Path, folder: Path, data: DataConfig, workers: int, st
         tracking=f"sqlite:///{folder}/mlflow.db",
     )  # fmt: skip
     train(config, lambda _: None)
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return statistics.median(json.loads(line)["images_per_second"] for line in lines[1:])
+    (line,) = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return float(json.loads(line)["images_per_second"])
 
 
-def alone(data: DataConfig, seed: int, seconds: float, rates: Any) -> None:
-    """Training steps without optimiser in this process for some seconds; puts its images a second."""
+def alone(data: DataConfig, seed: int, steps: int, rates: Any) -> None:
+    """So many training steps without optimiser in this process; puts its images a second."""
     torch.set_num_threads(1)
     chosen, _ = samples(IMAGES, seed)
     batch = training_batch(chosen, data, seed)
     model = MaskScoringRCNN(model_of()).train()
-    done, began = -2, 0.0
-    while done < 1 or time.perf_counter() - began < seconds:
-        if done == 0:  # the first two warm up
-            began = time.perf_counter()
+    torch.stack(list(model(batch).values())).sum().backward()  # warms up
+    began = time.perf_counter()
+    for _ in range(steps):
         torch.stack(list(model(batch).values())).sum().backward()
-        done += 1
-    rates.put(IMAGES * done / (time.perf_counter() - began))
+    rates.put(IMAGES * steps / (time.perf_counter() - began))
 
 
-def side_by_side(processes: int, data: DataConfig, seed: int, seconds: float) -> float:
+def side_by_side(processes: int, data: DataConfig, seed: int, steps: int) -> float:
     """Images a second of so many processes that have nothing to do with each other, together."""
     context = multiprocessing.get_context("spawn")
     rates = context.SimpleQueue()
-    running = [context.Process(target=alone, args=(data, seed, seconds, rates)) for _ in range(processes)]
+    running = [context.Process(target=alone, args=(data, seed, steps, rates)) for _ in range(processes)]
     for process in running:
         process.start()
     for process in running:
@@ -81,9 +80,8 @@ def side_by_side(processes: int, data: DataConfig, seed: int, seconds: float) ->
     return sum(rates.get() for _ in running)
 
 
-def make_shards(folder: Path) -> Path:
+def make_shards(folder: Path, root: Path | None) -> Path:
     """COCO's sample where it is, else shapes, as shards."""
-    root = data_folder()
     if root is not None:
         coco = root / "coco_sample"
         config = ShardConfig(coco / "annotations" / "instances_train2017.json", coco / "train2017", folder / "shards")
@@ -102,12 +100,9 @@ def main() -> int:
     """Entry point."""
     parser = parser_of(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="(default: 3, 1 with --quick)")
-    parser.add_argument(
-        "--records", type=int, default=3, help=f"of {RECORD} steps, a training's (default: %(default)s)"
-    )
     args = parser.parse_args()
-    data = DataConfig(128, 192) if args.quick else PRESETS["r18-fpn"].data
-    rounds, steps = args.rounds or (1 if args.quick else 3), RECORD * (2 if args.quick else args.records)
+    data = DataConfig(96, 160) if args.quick else DataConfig(400, 667)
+    rounds, steps = args.rounds or (1 if args.quick else 3), 4 if args.quick else STEPS
     cpu = torch.device("cpu")
     torch.set_num_threads(1)
     print_settings("scaling", cpu, model="R18-FPN, GroupNorm, from scratch", resized_to=data, rounds=rounds,
@@ -115,26 +110,25 @@ def main() -> int:
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name, connect("local"):
         folder = Path(name)
-        shards = make_shards(folder)
+        shards = make_shards(folder, None if args.quick else data_folder())
         for number in range(rounds):
-            seconds = 4.0 if args.quick else 60.0
             sides: dict[str, Callable[[], float]] = {}
             for w in (1, 2):
                 sides[f"{w}_worker"] = lambda w=w, n=number: training_rate(shards, folder / f"{n}-{w}", data, w, steps)  # type: ignore[misc]
-                sides[f"{w}_alone"] = lambda w=w, s=seconds: side_by_side(w, data, args.seed, s)  # type: ignore[misc]
+                if not args.quick:
+                    sides[f"{w}_alone"] = lambda w=w: side_by_side(w, data, args.seed, steps // 2)  # type: ignore[misc]
             for side, measure in sides.items():
                 rates.setdefault(side, []).append(measure())
                 print(f"round {number + 1}, {side.replace('_', ' ')}: {rates[side][-1]:.2f} images/s", flush=True)
-    found = {
-        name: [two / (2 * one) for one, two in zip(rates[f"1_{of}"], rates[f"2_{of}"], strict=True)]
-        for name, of in (("efficiency", "worker"), ("hardware", "alone"))
-    }
-    print_result(
-        "scaling", cpu, efficiency=statistics.median(found["efficiency"]),
-        efficiency_spread=half_quartile_distance(found["efficiency"]),
-        hardware_efficiency=statistics.median(found["hardware"]),
-        **{f"{side}_images_per_second": statistics.median(values) for side, values in rates.items()},
-    )  # fmt: skip
+    figures: dict[str, float] = {}
+    for name, of in (("efficiency", "worker"), ("hardware_efficiency", "alone")):
+        if found := [
+            two / (2 * one) for one, two in zip(rates.get(f"1_{of}", []), rates.get(f"2_{of}", []), strict=True)
+        ]:
+            figures |= {name: statistics.median(found), f"{name}_spread": half_quartile_distance(found)}
+    figures |= {f"{side}_images_per_second": statistics.median(values) for side, values in rates.items()}
+    print_result("scaling", cpu, **figures, rounds=rounds, steps=steps, data=[data.short_side, data.long_side],
+                 images_a_worker_and_step=IMAGES, seed=args.seed)  # fmt: skip
     return 0
 
 

@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     mark(out)  # fails before anything is noted elsewhere
     given = absolute(config.tracking) if config.tracking else None
     joined = record if record and given in (None, record.mlflow_address) else None
-    with exclusively(out, "evaluating"):
+    with exclusively(out, "evaluating into"):
         tracker = Tracker(
             joined.mlflow_address if joined else config.tracking, config.experiment,
             joined.mlflow_run if joined else None, f"evaluate {out.name}",

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
+from pipelines.scoring_options import ReportOptions
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ReportOptions):
     """Detect on shards, store the detections as rows, compute every number from them.
 
     The same command again, after it was killed, goes on with the images that have no detections yet.
@@ -149,23 +150,11 @@ class EvaluateConfig:
     """one GPU an inference process"""
     strict: bool = False
     """fail, once all images have been through, if one could not be processed"""
-    bootstrap: int = 1000
-    """resamplings of the images for the interval of the gain"""
-    seed: int = 0
-    """of the resamplings, and of the images that errors are told apart on"""
-    figures: bool = True
-    """draw figures; --no-figures leaves them out"""
-    tracking: str | None = None
-    """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
-    experiment: str = "msrcnn"
-    """MLflow experiment, for a model that no run of it trained"""
-    address: str | None = None
-    """Ray cluster to join; a local Ray if absent"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.batch >= 1, "--batch", self.batch, "at least 1")
-        for name in ("actors", "bootstrap", "seed"):
-            require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
+        require(self.actors >= 0, "--actors", self.actors, "0 or more")
 
 
 @dataclass(frozen=True)

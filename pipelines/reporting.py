@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from msrcnn.errors import InputError
 from pipelines.detection_parts import StoredDetections
@@ -20,6 +20,7 @@ from pipelines.drawing import draw
 from pipelines.manifest import Manifest
 from pipelines.reading import RowGroup
 from pipelines.scoring import PartialScores, Summary, summarise, summary_metrics
+from pipelines.scoring_options import ReportOptions
 from pipelines.storage import ASIDE, Location, explained, on_disk
 from pipelines.summary_table import summary_lines
 from pipelines.tracking import Tracker
@@ -83,19 +84,8 @@ def mark(out: Location) -> None:
         raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
 
 
-class Wanted(Protocol):
-    """The options that say which numbers are computed."""
-
-    @property
-    def bootstrap(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def figures(self) -> bool: ...
-
-
 def report(
-    evaluated: Evaluated, scores: PartialScores, wanted: Wanted, out: Location, made_from: Mapping[str, Any],
+    evaluated: Evaluated, scores: PartialScores, wanted: ReportOptions, out: Location, made_from: Mapping[str, Any],
     log: Callable[[str], None],
 ) -> Summary:  # fmt: skip
     """Summarises, prints, draws and stores the numbers.

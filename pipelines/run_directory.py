@@ -7,11 +7,11 @@ images/         which images each step had, a file an epoch (`pipelines.lineage`
 step-...        checkpoints (`pipelines.checkpoints`), with Ray Train's list of them
 validation/     with --validation: an evaluation's numbers a checkpoint (`pipelines.validation`)
 best.pt         with --validation: the model with the highest mask AP so far
-.lock           held by the process that trains
-.workers        held by its workers, which may outlive it by some seconds
+.workers        held by the run's workers, which may outlive the process that trains by some seconds
 model.pt        the finished model; its presence means that the training is complete
 
-Locks are for local run directories. Behind a URL, whoever starts the same run twice at a time damages it.
+A second process that trains is kept out of a local run directory. Behind a URL, whoever starts the same run twice at a
+time damages it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ BEST = "best.pt"
 TRACKED = ".tracked"
 """Says that MLflow has everything of a finished run."""
 VALIDATION = "validation"
-LOCK = ".lock"
 WORKERS = ".workers"
 ORPHAN_SECONDS = 120.0
 """How long workers may go on after the process that started them was killed; Ray ends them within seconds."""
@@ -85,24 +84,6 @@ def check_same(folder: Location, record: RunRecord, settings: dict[str, Any]) ->
         raise InputError(
             f"{folder}: holds a run with other settings ({shown}); choose another --run or the same settings"
         )
-
-
-@contextmanager
-def locked(folder: Location) -> Iterator[None]:
-    """Keeps other processes of this machine out of a local run directory.
-
-    Raises:
-        InputError: another process is in it.
-    """
-    if folder.local is None:
-        yield
-        return
-    with (folder.local / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is training in it; wait or choose another --run") from None
-        yield
 
 
 @contextmanager

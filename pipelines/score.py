@@ -36,7 +36,7 @@ def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
     groups = row_groups(manifest)
     stored = None if is_file else read_parts(folder, manifest, groups)
     mark(out)
-    with exclusively(out, "scoring"):
+    with exclusively(out, "scoring into"):
         tracker = Tracker(config.tracking, config.experiment, None, f"score {out.name}")
         try:
             stored = stored or import_results(given, manifest, groups, folder, log)

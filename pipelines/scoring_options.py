@@ -14,17 +14,10 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """What COCO's server takes as the name of an algorithm in the name of a file."""
 
 
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Compute every number of an evaluation from stored detections, or from any detector's COCO results."""
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What the verbs that compute all numbers of an evaluation have in common."""
 
-    detections: str | Path
-    """folder of an evaluation or its detections; or a JSON file of COCO results with run lengths, by any detector: a
-    list of {image_id, category_id, segmentation, score}, and maskiou (1 if absent) to rank masks by score x maskiou"""
-    shards: str | Path
-    """the shards of the images that were detected on; a local path or a URL"""
-    out: str | Path
-    """folder for the numbers (summary.json) and figures, and for the rows of a JSON file; a local path or a URL"""
     bootstrap: int = 1000
     """resamplings of the images for the interval of the gain"""
     seed: int = 0
@@ -34,13 +27,26 @@ class ScoreConfig:
     tracking: str | None = None
     """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
     experiment: str = "msrcnn"
-    """MLflow experiment"""
+    """MLflow experiment, for what belongs to no run of a training"""
     address: str | None = None
     """Ray cluster to join; a local Ray if absent"""
 
     def __post_init__(self) -> None:
         for name in ("bootstrap", "seed"):
             require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True)
+class ScoreConfig(ReportOptions):
+    """Compute every number of an evaluation from stored detections, or from any detector's COCO results."""
+
+    detections: str | Path
+    """folder of an evaluation or its detections; or a JSON file of COCO results with run lengths, by any detector: a
+    list of {image_id, category_id, segmentation, score}, and maskiou (1 if absent) to rank masks by score x maskiou"""
+    shards: str | Path
+    """the shards of the images that were detected on; a local path or a URL"""
+    out: str | Path
+    """folder for the numbers (summary.json) and figures, and for the rows of a JSON file; a local path or a URL"""
 
 
 @dataclass(frozen=True)

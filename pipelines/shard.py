@@ -76,7 +76,7 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
     log(f"{annotations}: {total} images, {len(plan.meta.categories)} categories -> {len(plan.shards)} shards in {out}")
     with connect(config.address):
         _make(out)
-        with exclusively(out, "sharding"):
+        with exclusively(out, "sharding into"):
             done = begin(out, plan.source)
             if done:
                 log(f"{len(done)} of {len(plan.shards)} shards are there already")

@@ -222,12 +222,13 @@ def on_disk(place: Location) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusively(folder: Location, doing: str) -> Iterator[None]:
+def exclusively(folder: Location, doing: str, option: str = "--out") -> Iterator[None]:
     """Keeps other processes of this machine out of a local folder for the block; behind a URL nothing does.
 
     Args:
         folder: that is there.
-        doing: what they would get in the way of, as in 'sharding'.
+        doing: what they would get in the way of, as in 'sharding into'.
+        option: of the command, that names the folder.
 
     Raises:
         InputError: another process is in it.
@@ -240,7 +241,7 @@ def exclusively(folder: Location, doing: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: another process is {doing} into it; wait or choose another --out") from None
+            raise InputError(f"{folder}: another process is {doing} it; wait or choose another {option}") from None
         yield
     finally:
         os.close(descriptor)

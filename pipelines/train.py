@@ -33,18 +33,16 @@ from pipelines.progress import duration
 from pipelines.run_directory import (
     BEST,
     INITIAL,
-    LOCK,
     MODEL,
     TRACKED,
     WORKERS,
     RunRecord,
     check_same,
-    locked,
     read_record,
     wait_for_workers,
     write_record,
 )
-from pipelines.storage import ASIDE, Location, locate, on_disk
+from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk
 from pipelines.tracking import Tracker
 from pipelines.train_setup import check_resources, initial_model, prepare, worker_resources
 from pipelines.validation import validating
@@ -83,7 +81,7 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> Trai
     job, settings = prepare(config, manifest)
     with Display(job, log) as display:
         record = read_record(run)
-        if record is None and any(name not in (LOCK, WORKERS) and not ASIDE.fullmatch(name) for name in run.list()):
+        if record is None and any(name != WORKERS and not ASIDE.fullmatch(name) for name in run.list()):
             raise InputError(f"{run}: neither empty nor a run directory; choose another --run")
         if record is not None:
             check_same(run, record, settings)
@@ -94,7 +92,7 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> Trai
         begun = record is not None and (job.initial is None or (run / INITIAL).size() is not None)
         initial = None if begun else initial_model(config, job, display.log)
         run.make_folder()  # fails before anything is noted elsewhere
-        with locked(run):
+        with exclusively(run, "training in", "--run"):
             if read_record(run) != record:
                 raise InputError(f"{run}: another process has begun a run in it meanwhile; give the same command again")
             tracker = start_run(config, job, settings, record, initial)

@@ -103,4 +103,3 @@ def test_scaling() -> None:
         found["2_worker_images_per_second"] / (2 * found["1_worker_images_per_second"]), rel=1e-2
     )
     assert 0 < found["efficiency"] < 1.5
-    assert 0 < found["hardware_efficiency"] < 1.5

@@ -16,7 +16,6 @@ from pipelines.run_directory import (
     RunRecord,
     check_same,
     find_model,
-    locked,
     read_record,
     wait_for_workers,
     write_record,
@@ -58,16 +57,6 @@ def test_find_model(tmp_path, record):
     (tmp_path / MODEL).write_bytes(b"x")
     assert find_model(locate(tmp_path)) == (locate(tmp_path / MODEL), record)
     assert find_model(locate(tmp_path / MODEL)) == (locate(tmp_path / MODEL), record)
-
-
-def test_one_process_at_a_time(tmp_path):
-    with locked(locate(tmp_path)):
-        code = "import sys; from pipelines.storage import locate; from pipelines.run_directory import locked\n"
-        code += "with locked(locate(sys.argv[1])): pass"
-        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert "another process is training in it" in other.stderr
-    with locked(locate(tmp_path)):
-        pass
 
 
 def test_workers_that_outlive_their_driver_are_waited_for(tmp_path):

@@ -234,7 +234,7 @@ def test_node_killed_half_way_costs_no_row(tmp_path: Path) -> None:
 def test_a_second_sharding_into_the_folder_is_refused_while_the_first_runs(little):
     """Another process holds the folder, as a sharding does; when it has gone, sharding goes through."""
     code = "import sys; from pipelines.storage import exclusively, locate\n"
-    code += "with exclusively(locate(sys.argv[1]), 'sharding'): print('in', flush=True); sys.stdin.read()"
+    code += "with exclusively(locate(sys.argv[1]), 'sharding into'): print('in', flush=True); sys.stdin.read()"
     Path(little.out).mkdir()
     other = subprocess.Popen([sys.executable, "-c", code, str(little.out)], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE)  # fmt: skip

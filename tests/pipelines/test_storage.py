@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines.storage import Location, explained, locate, open_parquet, sizes_in
+from pipelines.storage import Location, exclusively, explained, locate, open_parquet, sizes_in
 
 
 def folder_of(tmp_path: Path, kind: str) -> Location:
@@ -167,3 +169,13 @@ def test_parquet_behind_a_path_and_a_url(tmp_path: Path) -> None:
     (locate(f"memory:/{tmp_path}") / "b").write((tmp_path / "a b.parquet").read_bytes())
     for url in (str(tmp_path / "a b.parquet"), f"memory:/{tmp_path}/b"):
         assert open_parquet(url).read() == table
+
+
+def test_one_process_at_a_time(tmp_path):
+    with exclusively(locate(tmp_path), "training in", "--run"):
+        code = "import sys; from pipelines.storage import exclusively, locate\n"
+        code += "with exclusively(locate(sys.argv[1]), 'training in', '--run'): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "another process is training in it; wait or choose another --run" in other.stderr
+    with exclusively(locate(tmp_path), "training in", "--run"):
+        pass
