@@ -15,7 +15,7 @@ PROBE_SECONDS = 5.0
 
 
 @contextmanager
-def connect(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+def connect(address: str | None = None, cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """Joins or starts Ray; on leaving, shuts down what it started and leaves what it joined running.
 
     In this order: a Ray that this process has already initialised is used as it is; `address`, or else the
@@ -26,6 +26,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Args:
         address: a running cluster: `host:port`, `ray://host:port` or `auto`; `local` starts one of our own.
         cpus: how many CPUs a local Ray offers (default: all); a joined cluster has its own.
+        dashboard: whether a local Ray answers questions about its state, which takes it some seconds more to start.
 
     Raises:
         InputError: no cluster answers at the address.
@@ -44,7 +45,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             logging_level=logging.WARNING,
             log_to_driver=False,
         )

@@ -52,26 +52,15 @@ class VerifyConfig:
     """folder that `msrcnn shard` made; a local path or a URL"""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Train on shards. The same command again goes on where it stopped."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What the verbs that train have in common."""
 
-    shards: str | Path
-    """folder that `msrcnn shard` made; a local path or a URL"""
-    run: str | Path
-    """run directory: checkpoints, metrics, the final model; a local path, which on a cluster every node must see, or a
-    URL"""
     preset: str = "r18-fpn"
     """settings to start from, by the paper's name; the options below change single fields"""
     model: ModelConfig = field(default_factory=ModelConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    weights: str | None = None
-    """weights to start from: a model file, a torchvision ResNet or Mask R-CNN file, or torchvision's name of such
-    weights, as ResNet50_Weights.IMAGENET1K_V1"""
-    from_checkpoint: str | None = None
-    """start a new run from the weights of another: its run directory, one of its checkpoints or its model file; the
-    model must be the same"""
     workers: str = "1"
     """training processes, which share the images of a step: a number, or MIN:MAX to go on with as many as the cluster
     has at the time"""
@@ -89,16 +78,6 @@ class TrainConfig:
     """compile the network (torch.compile)"""
     checkpoint_minutes: float = 15.0
     """time between checkpoints inside an epoch; each epoch ends with one too"""
-    keep: int = 2
-    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation"""
-    validation: str | Path | None = None
-    """shards to evaluate on while training goes on"""
-    validate_every: int = 1
-    """epochs between evaluations on --validation; the last epoch is always evaluated"""
-    register: str = "msrcnn"
-    """name of the finished model in MLflow's registry"""
-    max_steps: int | None = None
-    """end after this many steps, a checkpoint included"""
     tracking: str | None = None
     """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
     experiment: str = "msrcnn"
@@ -110,13 +89,8 @@ class TrainConfig:
         _, high = self.worker_range
         for name in ("images_at_once", "threads", "cpus"):
             require(getattr(self, name) >= 0, f"--{name.replace('_', '-')}", getattr(self, name), "0 or more")
-        for name in ("keep", "validate_every"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
         require(self.checkpoint_minutes > 0, "--checkpoint-minutes", self.checkpoint_minutes, "above 0")
-        require(self.max_steps is None or self.max_steps >= 1, "--max-steps", self.max_steps, "at least 1")
         require(high <= self.solver.batch, "--workers", self.workers, f"at most --solver.batch ({self.solver.batch})")
-        require(not (self.weights and self.from_checkpoint), "--from-checkpoint", self.from_checkpoint,
-                "absent with --weights: a run begins with one or the other")  # fmt: skip
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -125,6 +99,41 @@ class TrainConfig:
         good = low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)
         require(good, "--workers", self.workers, "a number from 1, or MIN:MAX")
         return int(low), int(high or low)
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingOptions):
+    """Train on shards. The same command again goes on where it stopped."""
+
+    shards: str | Path
+    """folder that `msrcnn shard` made; a local path or a URL"""
+    run: str | Path
+    """run directory: checkpoints, metrics, the final model; a local path, which on a cluster every node must see, or a
+    URL"""
+    weights: str | None = None
+    """weights to start from: a model file, a torchvision ResNet or Mask R-CNN file, or torchvision's name of such
+    weights, as ResNet50_Weights.IMAGENET1K_V1"""
+    from_checkpoint: str | None = None
+    """start a new run from the weights of another: its run directory, one of its checkpoints or its model file; the
+    model must be the same"""
+    keep: int = 2
+    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation"""
+    validation: str | Path | None = None
+    """shards to evaluate on while training goes on"""
+    validate_every: int = 1
+    """epochs between evaluations on --validation; the last epoch is always evaluated"""
+    register: str = "msrcnn"
+    """name of the finished model in MLflow's registry; not registered if empty"""
+    max_steps: int | None = None
+    """end after this many steps, a checkpoint included"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("keep", "validate_every"):
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        require(self.max_steps is None or self.max_steps >= 1, "--max-steps", self.max_steps, "at least 1")
+        require(not (self.weights and self.from_checkpoint), "--from-checkpoint", self.from_checkpoint,
+                "absent with --weights: a run begins with one or the other")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ MAX_METRICS, MAX_SETTINGS = 1000, 100
 """Most metrics, and most parameters or tags, that MLflow takes in a call."""
 COMMIT_TAG = "mlflow.source.git.commit"
 """Where MLflow's own pages look for the commit."""
+PARENT_TAG = "mlflow.parentRunId"
+"""By which MLflow's pages show a run under another."""
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -98,12 +100,16 @@ class Tracker:
         experiment: of a new run; created if there is none of that name.
         run_id: continue this run; a new one if absent.
         run_name: of a new run.
+        parent: run under which a new one is shown, as a trial under its sweep.
 
     Raises:
         InputError: the address cannot be used; that a server answers there is asked of new runs only.
     """
 
-    def __init__(self, address: str | None, experiment: str, run_id: str | None = None, run_name: str = "") -> None:
+    def __init__(
+        self, address: str | None, experiment: str, run_id: str | None = None, run_name: str = "",
+        parent: str | None = None,
+    ) -> None:  # fmt: skip
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         for name, level in QUIET.items():
@@ -113,7 +119,7 @@ class Tracker:
             self.run_id = run_id
             return
         try:
-            self.run_id = self._new_run(experiment, run_name)
+            self.run_id = self._new_run(experiment, run_name, parent)
         except InputError:
             raise
         except Exception as error:  # a database, a server or a driver of any kind
@@ -131,7 +137,7 @@ class Tracker:
 
         return MlflowClient(self.address)
 
-    def _new_run(self, experiment: str, run_name: str) -> str:
+    def _new_run(self, experiment: str, run_name: str, parent: str | None) -> str:
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             location = None
@@ -143,6 +149,8 @@ class Tracker:
         tags = provenance()
         if "git_commit" in tags:
             tags[COMMIT_TAG] = tags["git_commit"].removesuffix("-dirty")
+        if parent is not None:
+            tags[PARENT_TAG] = parent
         return self.client.create_run(experiment_id, run_name=run_name or None, tags=tags).info.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:

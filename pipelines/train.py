@@ -65,11 +65,12 @@ class TrainReport:
     seconds: float
 
 
-def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> TrainReport:
+def train(config: TrainConfig, log: Callable[[str], None] | None = None, parent: str | None = None) -> TrainReport:
     """Trains, or goes on with, the run in `config.run`.
 
     Args:
         log: takes plain lines; printed if absent, with a live line on a terminal.
+        parent: MLflow run that a new run is shown under, if it is a sweep's.
 
     Raises:
         InputError: the shards or the run directory cannot be used, or training cannot go on.
@@ -95,7 +96,7 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None) -> Trai
         with exclusively(run, "training in", "--run"):
             if read_record(run) != record:
                 raise InputError(f"{run}: another process has begun a run in it meanwhile; give the same command again")
-            tracker = start_run(config, job, settings, record, initial)
+            tracker = start_run(config, job, settings, record, initial, parent)
             del initial
             with telling(tracker, run, display) as outbox:
                 if record is None:
@@ -131,12 +132,13 @@ def headline(job: Job, manifest: Manifest, run: Location) -> str:
 
 
 def start_run(
-    config: TrainConfig, job: Job, settings: dict[str, Any], record: RunRecord | None, initial: MaskScoringRCNN | None
-) -> Tracker:
+    config: TrainConfig, job: Job, settings: dict[str, Any], record: RunRecord | None,
+    initial: MaskScoringRCNN | None, parent: str | None,
+) -> Tracker:  # fmt: skip
     """The MLflow run, new or that of the record; a new run's directory gets its record and initial weights."""
     run = locate(config.run)
     address = config.tracking or (record.mlflow_address if record else None)
-    tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name)
+    tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name, parent)
     if record is None:
         write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
     if initial is not None:
@@ -220,4 +222,4 @@ def hand_over(run: Location, tracker: Tracker, config: TrainConfig) -> None:
     for name, file in (("model", MODEL), ("best", BEST)):
         if (run / file).size() is not None:
             with on_disk(run / file) as path:
-                log_model(tracker, path, name, config.register if name == "model" else None)
+                log_model(tracker, path, name, (config.register or None) if name == "model" else None)

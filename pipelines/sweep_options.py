@@ -1,0 +1,64 @@
+"""The options of `msrcnn sweep`. Imports neither torch nor Ray: `--help` must not wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from msrcnn.config import require
+from pipelines.options import TrainingOptions
+
+FROM_SCRATCH = "none"
+"""As --weights: random ones, whatever the space says."""
+
+
+@dataclass(frozen=True)
+class SweepConfig(TrainingOptions):
+    """Train and evaluate what a space of settings says, and print the table. The same command again goes on.
+
+    Spaces are the paper's tables (table1 to table7, or input_fusion, training_target, tau, backbone, test_dev,
+    oracle), hyperparameters, or TOML files of the same form. Options change the settings of every trial that its space
+    does not vary; --preset is for spaces that name none.
+    """
+
+    spaces: tyro.conf.Positional[tuple[str, ...]]
+    """names or files of spaces"""
+    shards: str | Path
+    """shards to train on; a local path or a URL"""
+    validation: str | Path
+    """shards to evaluate on"""
+    out: str | Path
+    """folder for runs, evaluations and tables; a local path, which on a cluster every node must see, or a URL"""
+    weights: str | None = None
+    """weights that every trial starts from, instead of the space's; none: random ones"""
+    many_heads: bool = False
+    """train the MaskIoU heads of all rows at once on one trunk, which learns nothing from them; for spaces that differ
+    in nothing but the MaskIoU head"""
+    trunk: str | None = None
+    """with --many-heads: model file or run directory of a finished Mask R-CNN; its heads alone are trained"""
+    search: Literal["grid", "random", "bayes"] | None = None
+    """how settings are chosen, instead of the space's own way; bayes needs the package optuna"""
+    samples: int | None = None
+    """trials of a random or Bayesian search, instead of the space's number"""
+    asha: bool = False
+    """evaluate after every epoch and stop trials whose mask AP falls behind; for spaces that vary settings"""
+    seeds: tuple[int, ...] = (0,)
+    """train every trial once for each of these"""
+    concurrent: int = 0
+    """trials at a time; 0: as many as the cluster has room for"""
+    test_dev: str | Path | None = None
+    """shards of images without annotations: write the archive for COCO's server from every trial's model"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.spaces), "the space", "nothing", "one or more names or TOML files, as table4")
+        require(self.samples is None or self.samples >= 1, "--samples", self.samples, "at least 1")
+        require(self.concurrent >= 0, "--concurrent", self.concurrent, "0 or more")
+        good = bool(self.seeds) and all(s >= 0 for s in self.seeds) and len({*self.seeds}) == len(self.seeds)
+        require(good, "--seeds", self.seeds, "different numbers from 0")
+        require(self.trunk is None or self.many_heads, "--trunk", self.trunk, "absent without --many-heads")
+        require(not (self.trunk and self.weights), "--weights", self.weights, "absent with --trunk")
+        require(not (self.asha and self.many_heads), "--asha", self.asha, "absent with --many-heads, which has one trial")

@@ -1,0 +1,208 @@
+"""A trial of a sweep: a training and its evaluation, unchanged, as a function that Ray Tune runs.
+
+OUT/runs/NAME          run directory of the training
+OUT/evaluations/NAME   detections and numbers
+OUT/results/NAME.json  the trial's outcome; its presence means that nothing is left to do
+
+Killed at any moment, the same trial goes on where its training or evaluation was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from msrcnn.errors import InputError
+from pipelines.options import EvaluateConfig, TrainConfig
+from pipelines.run_directory import VALIDATION
+from pipelines.scoring import Summary
+from pipelines.scoring_options import ExportConfig, RescoreConfig
+from pipelines.storage import Location, locate
+
+RUNS, EVALUATIONS, RESULTS, TEST_DEV, LOGS = "runs", "evaluations", "results", "test_dev", "logs"
+LOOK_SECONDS = 0.5
+"""How often the numbers of a training's validations are looked for."""
+AP = "AP"
+"""What Tune knows a trial by: mask AP as the trial ranks its masks."""
+EPOCH = "epoch"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep and how it is measured.
+
+    Attributes:
+        name: of its folders.
+        digest: of everything that its numbers follow from but the data sets; the end of its name.
+        settings: in which it differs from other trials, dotted names.
+        train: with `validation` where Tune may stop it early.
+        fusion: powers of class score and MaskIoU that rank masks where they are not (1, 1).
+        test_dev: shards to write an archive for COCO's server from.
+    """
+
+    name: str
+    digest: str
+    settings: Mapping[str, Any]
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    fusion: tuple[float, float] = (1.0, 1.0)
+    test_dev: str | None = None
+
+
+def result_file(out: Location, name: str) -> Location:
+    """Of a trial in the folder of its sweep."""
+    return out / RESULTS / f"{name}.json"
+
+
+def read_result(out: Location, name: str) -> dict[str, Any] | None:
+    """A trial's outcome, or None where it has none yet.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    place = result_file(out, name)
+    if place.size() is None:
+        return None
+    try:
+        return dict(json.loads(place.read()))
+    except ValueError as error:
+        raise InputError(f"{place}: damaged ({error}); delete it, and the same command computes it again") from None
+
+
+def write_result(out: Location, name: str, value: Mapping[str, Any]) -> None:
+    """Stores a trial's outcome."""
+    (out / RESULTS).make_folder()
+    result_file(out, name).write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def run_trial(trial: Trial, out: Location, parent: str, report: Callable[[dict[str, float]], None]) -> None:
+    """Trains, evaluates and stores the outcome; a trial that has one reports it and does nothing.
+
+    Args:
+        trial: what to do.
+        out: folder of the sweep.
+        parent: MLflow run of the sweep.
+        report: takes the trial's mask AP so far (`AP`, in percent) and after how many epochs (`EPOCH`). It may not
+            return: a scheduler ends trials in it.
+    """
+    done = read_result(out, trial.name)
+    if done is None:
+        from pipelines.train import train
+
+        log = log_of(out, trial.name)
+        _beside(lambda: train(trial.train, log, parent), locate(trial.train.run), trial.train, report)
+        done = _measure(trial, log)
+        write_result(out, trial.name, done)
+    report({AP: done[AP] if done[AP] is not None else math.nan, EPOCH: done[EPOCH]})
+
+
+def _beside(work: Callable[[], object], run: Location, config: TrainConfig, report: Callable[..., None]) -> None:
+    """Does the work in a thread, and reports the numbers of each validation as it comes.
+
+    Tune ends a trial inside `report`, in this thread; the other ends with the process.
+    """
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True, name="training")
+    thread.start()
+    told = 0
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+        if config.validation is not None:
+            for epoch, ap in _validations(run, config)[told:]:
+                told += 1
+                report({AP: ap, EPOCH: epoch})
+    if failed:
+        raise failed[0]
+
+
+def _validations(run: Location, config: TrainConfig) -> list[tuple[int, float]]:
+    """Mask AP by mask score, in percent, after each epoch that has been evaluated."""
+    numbers = []
+    for name in sorted((run / VALIDATION).list()):
+        if name.endswith(".json"):
+            value = json.loads((run / VALIDATION / name).read())
+            ap = value.get("validation/mask_by_mask/AP")
+            numbers.append((int(value["step"]), math.nan if ap is None else 100 * ap))
+    return [(number, ap) for number, (_, ap) in enumerate(numbers, start=1)]
+
+
+def _measure(trial: Trial, log: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluates a trained model: everything that a table may show of it."""
+    from pipelines.evaluate import evaluate
+
+    summary = evaluate(trial.evaluate, log)
+    heads = {"": summary} | getattr(summary, "heads", {})
+    value: dict[str, Any] = {
+        "settings": dict(trial.settings),
+        "seed": trial.train.solver.seed,
+        EPOCH: trial.train.solver.epochs,
+        "heads": {name: measured(found) for name, found in heads.items()},
+    }
+    value[AP] = value["heads"][""]["mask"]["AP"]
+    if trial.fusion != (1.0, 1.0):
+        value[AP] = value["fused"] = _fused(trial, log)
+    if trial.test_dev is not None:
+        value["archive"] = _archive(trial, log)
+    return value
+
+
+def measured(summary: Summary) -> dict[str, dict[str, float | None]]:
+    """AP and its kin in percent by ranking, None where they are undefined; and what the head knows."""
+    ap, quality = summary.ap, summary.maskiou
+    rankings = {"box": ap.box, "class": ap.mask_by_class, "mask": ap.mask_by_mask, "oracle": ap.mask_by_oracle}
+    found = {key: {name: _finite(100 * value) for name, value in values.items()} for key, values in rankings.items()}
+    found["maskiou"] = {"pearson": _finite(quality.all_detections.maskiou_pearson),
+                        "pearson_matched": _finite(quality.matched.maskiou_pearson)}  # fmt: skip
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _fused(trial: Trial, log: Callable[[str], None]) -> float | None:
+    """Mask AP in percent as the trial's powers rank."""
+    from pipelines.rescore import rescore
+
+    config = trial.evaluate
+    (a, b), file = trial.fusion, locate(config.out) / "fused.json"
+    (found,) = rescore(RescoreConfig(config.out, config.shards, file.url, (a,), (b,)), log)
+    return _finite(100 * found.ap)
+
+
+def _archive(trial: Trial, log: Callable[[str], None]) -> str:
+    """Detects on images without annotations and writes the archive that COCO's server takes; its path."""
+    from pipelines.evaluate import evaluate
+    from pipelines.export import export
+
+    assert trial.test_dev is not None
+    out = locate(trial.evaluate.out).parent.parent / TEST_DEV / trial.name
+    evaluate(replace(trial.evaluate, shards=trial.test_dev, out=out.url, bootstrap=0), log)
+    export(ExportConfig(out.url, trial.test_dev, out.url, test_dev=trial.name))
+    return (out / f"detections_test-dev2017_{trial.name}_results.zip").url
+
+
+def log_of(out: Location, name: str) -> Callable[[str], None]:
+    """Takes a trial's lines: into OUT/logs/NAME.txt where the folder is local, else into Ray's own logs."""
+    if out.local is None:
+        return print
+    (out / LOGS).make_folder()
+    file = out.local / LOGS / f"{name}.txt"
+
+    def log(line: str) -> None:
+        with file.open("a") as stream:
+            stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    return log
