@@ -1,0 +1,76 @@
+"""Which MaskIoU heads a sweep's rows want, so that one network can train all of them on one trunk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from msrcnn.config import MaskIoUConfig, difference, to_dict
+from msrcnn.errors import InputError
+from tune_spaces.definition import Space
+from tune_spaces.settings import base_of, configure, typed
+
+PREFIX = "model.maskiou."
+
+
+def heads_of(space: Space, over: Mapping[str, Any] | None = None) -> tuple[dict[str, str] | None, str]:
+    """The MaskIoU head of each row that has one, where the rows differ in nothing else.
+
+    Args:
+        space: with rows.
+        over: settings that go before what is fixed in the file and behind those of the rows.
+
+    Returns:
+        heads: by the row's name, in what it differs from the default head: "" (the default itself), "input=b",
+            "target=2,tau=0.5", ...; rows without a head are ranked by class score and absent. None where the rows
+            cannot share a trunk.
+        reason: why they cannot; empty if they can.
+    """
+    if not space.rows:
+        return None, "settings vary by [vary], not by rows"
+    heads: dict[str, str] = {}
+    first: tuple[str, dict[str, Any]] | None = None
+    for row in (row for row in space.rows if not row.only_published):
+        settings = {**space.fixed, **(over or {}), **row.settings}
+        model, solver, data = configure(base_of(settings), settings)
+        trunk = {name: part for name, part in to_dict(model).items() if name != "maskiou"}
+        without = {"model": trunk, "solver": to_dict(solver), "data": to_dict(data),
+                   "weights": settings.get("weights")}  # fmt: skip
+        if first is None:
+            first = row.name, without
+        elif changed := difference(first[1], without):
+            return None, f"rows {first[0]!r} and {row.name!r} differ in {changed[0]}"
+        if model.maskiou.enabled:
+            heads[row.name] = head_text(model.maskiou)
+    return (heads, "") if heads else (None, "no row has a MaskIoU head")
+
+
+def head_text(head: MaskIoUConfig) -> str:
+    """In what a head differs from the default one, as 'input=b,tau=0.5'; empty if in nothing."""
+    names = (f.name for f in dataclasses.fields(head) if f.name != "enabled")
+    return ",".join(f"{n}={getattr(head, n)}" for n in names if getattr(head, n) != getattr(MaskIoUConfig(), n))
+
+
+def head_config(text: str) -> MaskIoUConfig:
+    """Reads back `head_text`.
+
+    Raises:
+        InputError: the text is of another form, or a field or its value not accepted.
+    """
+    fields: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, mark, value = part.partition("=")
+        if not mark:
+            raise InputError(f"MaskIoU head {text!r}: {part!r} is not accepted; it must be FIELD=VALUE")
+        fields[name] = typed(PREFIX + name, value if name == "input" else _number(value))
+    return dataclasses.replace(MaskIoUConfig(), **fields)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
