@@ -199,9 +199,14 @@ def _height(of: Choices | Range, value: Any) -> float:
     """Where a value stands on its axis, from 0 to 1."""
     if isinstance(of, Choices):
         ordered = _ordered(of)
-        return (ordered.index(value) + 0.5) / len(ordered)
+        return (ordered.index(_tuples(value)) + 0.5) / len(ordered)
     low, high, at = (math.log(v) if of.log else float(v) for v in (of.low, of.high, value))
     return (at - low) / (high - low)
+
+
+def _tuples(value: Any) -> Any:
+    """As settings have it: JSON makes lists of tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _ordered(of: Choices) -> list[Any]:
