@@ -50,7 +50,9 @@ MOST_CATEGORIES = 40
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draws in the style of all figures, whatever is set elsewhere."""
+
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         import matplotlib
@@ -61,10 +63,10 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
-@_styled
+@styled
 def score_bins_figure(bins: Sequence[ScoreBin]) -> Figure:
     """Fig. 2: mean class score and mean mask score of detections by how good their mask is."""
-    figure, (axes,) = _figure(6.4, 4.6)
+    figure, (axes,) = new_figure(6.4, 4.6)
     place, width = np.arange(len(bins)), 0.38
     for offset, label, colour, values in (
         (-width / 2, "mean class score", CLASS, [b.class_score for b in bins]),
@@ -79,8 +81,8 @@ def score_bins_figure(bins: Sequence[ScoreBin]) -> Figure:
     axes.set_xticks(place, ticks, fontsize=8.5)
     axes.set(xlabel="true MaskIoU", ylabel="mean score", ylim=(0, 1), xlim=(-0.55, len(bins) - 0.45))
     axes.set_title("Does the score follow the quality of the mask?")
-    _legend_above(axes, 3)
-    _caption(
+    legend_above(axes, 3)
+    caption(
         figure,
         "Detections with class score and true MaskIoU above 0.5, by true MaskIoU. A score that tells good masks from "
         "poor ones rises with the dashed line; the mask score is class score x predicted MaskIoU.",
@@ -88,7 +90,7 @@ def score_bins_figure(bins: Sequence[ScoreBin]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def density_figure(density: npt.NDArray[np.integer], pearson: float, matched: bool) -> Figure:
     """Fig. 5: predicted against true MaskIoU.
 
@@ -99,7 +101,7 @@ def density_figure(density: npt.NDArray[np.integer], pearson: float, matched: bo
     """
     from matplotlib.colors import LogNorm
 
-    figure, (axes,) = _figure(5.6, 5.4)
+    figure, (axes,) = new_figure(5.6, 5.4)
     counts = np.ma.masked_equal(density, 0)
     norm = LogNorm(1, max(2, int(density.max(initial=0))))
     axes.grid(visible=False)
@@ -112,7 +114,7 @@ def density_figure(density: npt.NDArray[np.integer], pearson: float, matched: bo
     bar.set_label("detections in a cell (log scale)")
     which = "matched detections" if matched else "detections"
     axes.set_title(f"Correlation {pearson:.3f} over {int(density.sum()):,} {which}")
-    _caption(
+    caption(
         figure,
         "What the network predicts of its masks' IoU, against what it is; predictions below 0 or above 1 are drawn "
         "at the edge." + (" Matched: true MaskIoU from 0.5 on." if matched else ""),
@@ -120,7 +122,7 @@ def density_figure(density: npt.NDArray[np.integer], pearson: float, matched: bo
     return figure
 
 
-@_styled
+@styled
 def precision_recall_figure(curves: Sequence[PrecisionRecall]) -> Figure:
     """Precision against recall of masks by class score and by mask score, one plot an IoU threshold.
 
@@ -128,7 +130,7 @@ def precision_recall_figure(curves: Sequence[PrecisionRecall]) -> Figure:
         curves: from `CocoAP.curves`; rankings other than class and mask are left out.
     """
     thresholds = sorted({c.iou for c in curves if c.ranking in ("class", "mask")})
-    figure, plots = _figure(4.2 * max(1, len(thresholds)), 4.6, columns=max(1, len(thresholds)))
+    figure, plots = new_figure(4.2 * max(1, len(thresholds)), 4.6, columns=max(1, len(thresholds)))
     for axes, iou in zip(plots, thresholds, strict=False):
         for ranking, label, colour, line in (
             ("class", "ranked by class score", CLASS, "--"),
@@ -142,7 +144,7 @@ def precision_recall_figure(curves: Sequence[PrecisionRecall]) -> Figure:
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title(f"a mask is right from IoU {iou:g} on")
         axes.legend(loc="lower left", frameon=True, framealpha=0.85, edgecolor="none")
-    _caption(
+    caption(
         figure,
         "Precision of the masks, mean over the categories, against recall: the share of the instances that were "
         "found. AP in percent.",
@@ -150,7 +152,7 @@ def precision_recall_figure(curves: Sequence[PrecisionRecall]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def category_gain_figure(categories: Sequence[CategoryAP], most: int = MOST_CATEGORIES) -> Figure:
     """What ranking by mask score brings each category, the largest gains and losses.
 
@@ -160,7 +162,7 @@ def category_gain_figure(categories: Sequence[CategoryAP], most: int = MOST_CATE
     """
     gains = [(100 * (c.by_mask - c.by_class), c.name) for c in categories if np.isfinite(c.by_mask - c.by_class)]
     shown = sorted(sorted(gains, key=lambda g: -abs(g[0]))[:most])
-    figure, (axes,) = _figure(6.4, 1.9 + 0.21 * max(4, len(shown)))
+    figure, (axes,) = new_figure(6.4, 1.9 + 0.21 * max(4, len(shown)))
     values = [value for value, _ in shown]
     colours = [MASK if value >= 0 else CLASS for value in values]
     bars = axes.barh(np.arange(len(shown)), values, height=0.72, color=colours)
@@ -175,11 +177,11 @@ def category_gain_figure(categories: Sequence[CategoryAP], most: int = MOST_CATE
     mean = f"mean {np.mean([g for g, _ in gains]):+.2f}" if gains else "none has instances"
     axes.set_title(f"Gain by mask score, {len(gains)} categories: {mean}")
     cut = "" if len(shown) == len(gains) else f" Of {len(gains)}, the {len(shown)} that change most."
-    _caption(figure, f"Mask AP of each category ranked by mask score, less that ranked by class score.{cut}")
+    caption(figure, f"Mask AP of each category ranked by mask score, less that ranked by class score.{cut}")
     return figure
 
 
-@_styled
+@styled
 def tide_figure(by_class: Mapping[str, float], by_mask: Mapping[str, float], images: int) -> Figure:
     """What AP50 is lost to under both rankings.
 
@@ -188,7 +190,7 @@ def tide_figure(by_class: Mapping[str, float], by_mask: Mapping[str, float], ima
         by_mask: with "mask", of the same images.
         images: how many that were.
     """
-    figure, (axes,) = _figure(6.4, 4.8)
+    figure, (axes,) = new_figure(6.4, 4.8)
     place, height = np.arange(len(ERRORS)), 0.38
     for offset, label, colour, lost in (
         (-height / 2, "ranked by class score", CLASS, by_class),
@@ -203,8 +205,8 @@ def tide_figure(by_class: Mapping[str, float], by_mask: Mapping[str, float], ima
     axes.margins(x=0.12)
     axes.set(xlabel="AP50 that the errors cost (percentage points)")
     axes.set_title(f"What mask AP is lost to, {images:,} images")
-    _legend_above(axes, 2)
-    _caption(
+    legend_above(axes, 2)
+    caption(
         figure,
         "How much higher AP50 would be without one kind of error (TIDE); the two kinds below the line contain the "
         "others, and the costs do not add up.",
@@ -212,10 +214,10 @@ def tide_figure(by_class: Mapping[str, float], by_mask: Mapping[str, float], ima
     return figure
 
 
-@_styled
+@styled
 def calibration_figure(calibration: Calibration) -> Figure:
     """Reliability diagram of class score, predicted MaskIoU and mask score, and how many detections have which."""
-    figure, (axes, counts) = _figure(5.8, 6.0, rows=2, ratios=(3.2, 1))
+    figure, (axes, counts) = new_figure(5.8, 6.0, rows=2, ratios=(3.2, 1))
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1.2, label="score = true MaskIoU")
     for label, colour, marker, one in (
         ("class score", CLASS, "o", calibration.class_score),
@@ -231,9 +233,9 @@ def calibration_figure(calibration: Calibration) -> Figure:
     axes.set(ylabel="mean true MaskIoU", xlim=(0, 1), ylim=(0, 1))
     axes.tick_params(labelbottom=False)
     axes.set_title("Is the score the MaskIoU?")
-    _legend_above(axes, 2)
+    legend_above(axes, 2)
     counts.set(xlabel="score", ylabel="detections", xlim=(0, 1), yscale="log")
-    _caption(
+    caption(
         figure,
         "Mean true MaskIoU of the detections by score, in bins of 0.05, and how many there are. The calibration error "
         "is the mean distance from the dashed line, bins weighted by their detections.",
@@ -274,7 +276,7 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _figure(
+def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches and its plots, row by row."""
@@ -285,13 +287,13 @@ def _figure(
     return figure, list(figure.subplots(rows, columns, squeeze=False, height_ratios=ratios).ravel())
 
 
-def _caption(figure: Figure, text: str) -> None:
+def caption(figure: Figure, text: str) -> None:
     """Under the plots, as wide as the figure."""
     lines = textwrap.wrap(text, int(figure.get_figwidth() * 15.5))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color=NEUTRAL, linespacing=1.4)
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
+def legend_above(axes: Axes, columns: int) -> None:
     """Between the title and the plot, where it hides nothing."""
     legend = axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, columnspacing=1.4)
     rows = -(-len(legend.get_texts()) // columns)
