@@ -18,7 +18,7 @@ from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
 from msrcnn.compiling import compile_parts
 from msrcnn.config import ModelConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
-from msrcnn.solver import guarded_step, make_optimizer, set_learning_rate
+from msrcnn.solver import clip_gradients, guarded_step, make_optimizer, set_learning_rate
 from msrcnn.structures import Batch
 
 TRAINED_STAGES = 3
@@ -97,7 +97,7 @@ def make_theirs(config: ModelConfig, chosen: list[Sample], batch: Batch) -> tupl
     return model, lambda: model(images, targets)
 
 
-def our_step(model: nn.Module, losses_of: Losses, bfloat16: bool) -> Callable[[Mark], None]:
+def our_step(model: MaskScoringRCNN, losses_of: Losses, bfloat16: bool) -> Callable[[Mark], None]:
     """A step as `msrcnn train` takes it, at the learning rate 0: norm of the gradient, guard and sums for a record.
 
     The record is read after each step here, in training after 20.
@@ -115,7 +115,7 @@ def our_step(model: nn.Module, losses_of: Losses, bfloat16: bool) -> Callable[[M
         mark(OUTSIDE)
         total.backward()
         mark("backward")
-        norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+        norm = clip_gradients(model, 0.0)
         ok = total.isfinite() & norm.isfinite()
         set_learning_rate(optimizer, 0.0)
         mark(OUTSIDE)

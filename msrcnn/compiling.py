@@ -10,6 +10,5 @@ def compile_parts(model: MaskScoringRCNN) -> None:
 
     What lies between them (proposals, sampling, targets) stays as it is: on a CPU its shapes depend on the data.
     """
-    for part in (model.backbone, model.rpn.head, model.box, model.mask, model.maskiou):
-        if part is not None:
-            part.compile()
+    for part in (model.backbone, model.rpn.head, model.box, model.mask, *model.maskiou_heads()):
+        part.compile()

@@ -9,22 +9,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from msrcnn.errors import InputError
+from msrcnn.errors import InputError, require
+from msrcnn.maskiou_config import MaskIoUConfig, check_heads
+from msrcnn.maskiou_config import MaskIoUInput as MaskIoUInput
+from msrcnn.maskiou_config import MaskIoUTarget as MaskIoUTarget
 
 TRUNK_LEVELS = (2, 3, 4, 5)
 """C2 to C5: the trunk's stages at strides 4, 8, 16 and 32."""
-MaskIoUInput = Literal["a", "b", "c", "d", "e", "f"]
-"""Designs of the MaskIoU head's input by the letters of Table 4 and Fig. 4."""
-MaskIoUTarget = Literal[1, 2, 3]
-"""Training targets of the MaskIoU head by the numbers of Table 5."""
 SelectionMethod = Literal["gaussian", "linear", "hard"]
 """How overlapping boxes lose score."""
-
-
-def require(condition: bool, name: str, value: object, accepted: str) -> None:
-    """Raises InputError naming the field, its value and what would be accepted, unless `condition` holds."""
-    if not condition:
-        raise InputError(f"{name} = {value!r} is not accepted; it must be {accepted}")
 
 
 @dataclass(frozen=True)
@@ -79,32 +72,6 @@ class RoIConfig:
     def positive_samples(self) -> int:
         """Slots for positive RoIs an image."""
         return max(1, int(self.samples * self.positive_fraction))
-
-
-@dataclass(frozen=True)
-class MaskIoUConfig:
-    """The MaskIoU head and its training (the paper, sections 3.2 and 4.3)."""
-
-    enabled: bool = True
-    """False leaves the head out: Mask R-CNN, the paper's baseline (Tables 1, 2, 4 and 5), whose masks are ranked by
-    class score"""
-    input: MaskIoUInput = "a"
-    """what the head sees, by the letter of Table 4 and Fig. 4. a: the target class's mask concatenated with the RoI
-    feature; b: the two multiplied; c: the masks of all classes with the RoI feature; d: as a, mask and RoI feature at
-    28x28 instead of 14x14; e: the target class's mask only; f: the RoI feature only"""
-    target: MaskIoUTarget = 1
-    """which classes of a RoI are learnt, by the number in Table 5. 1: that of its instance; 2: all, absent ones
-    regress to 0; 3: all that are present in the RoI"""
-    tau: float = 0.0
-    """train on RoIs whose MaskIoU is strictly above this (Table 6)"""
-    weight: float = 1.0
-    """weight of the MaskIoU loss"""
-
-    def __post_init__(self) -> None:
-        require(self.input in get_args(MaskIoUInput), "maskiou.input", self.input, "a, b, c, d, e or f (Table 4)")
-        require(self.target in get_args(MaskIoUTarget), "maskiou.target", self.target, "1, 2 or 3 (Table 5)")
-        require(0 <= self.tau < 1, "maskiou.tau", self.tau, "in [0, 1)")
-        require(self.weight >= 0, "maskiou.weight", self.weight, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -166,9 +133,14 @@ class ModelConfig:
     rpn: RPNConfig = field(default_factory=RPNConfig)
     roi: RoIConfig = field(default_factory=RoIConfig)
     maskiou: MaskIoUConfig = field(default_factory=MaskIoUConfig)
+    heads: tuple[str, ...] = ()
+    """more MaskIoU heads beside that of `maskiou`, which share everything else with it and train each by itself, so
+    that no gradient of any of them reaches another or the trunk. Each is named by the fields of `maskiou` in which it
+    differs: input=b, target=2, tau=0.5, or several as input=b,tau=0.3"""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", check_heads(self.maskiou, self.heads))
         require(
             self.backbone in ("resnet18", "resnet50", "resnet101"),
             "model.backbone",
@@ -202,12 +174,13 @@ class ModelConfig:
             self.neck,
             "fpn, but for levels = (4,) with one tuple of anchor_sizes",
         )
-        require(
-            self.neck == "fpn" or self.maskiou.input != "d",
-            "maskiou.input",
-            self.maskiou.input,
-            "a, b, c, e or f without a neck, where masks are 14x14 as the RoI feature is",
-        )
+        for head in self.all_heads:
+            require(
+                self.neck == "fpn" or head.input != "d",
+                "maskiou.input",
+                head.input,
+                "a, b, c, e or f without a neck, where masks are 14x14 as the RoI feature is",
+            )
         require(
             not self.deformable or 5 in self.levels,
             "model.deformable",
@@ -236,6 +209,11 @@ class ModelConfig:
             self.channels,
             "a multiple of 32 with group_norm",
         )
+
+    @property
+    def all_heads(self) -> tuple[MaskIoUConfig, ...]:
+        """That of `maskiou`, then those of `heads`."""
+        return self.maskiou, *(self.maskiou.variant(name) for name in self.heads)
 
 
 @dataclass(frozen=True)
@@ -331,6 +309,7 @@ def model_config_from_dict(value: dict[str, Any]) -> ModelConfig:
     except TypeError as error:
         raise InputError(f"model configuration: {error}; written by another version of msrcnn?") from None
     fields["levels"] = tuple(fields["levels"])
+    fields["heads"] = tuple(fields.get("heads", ()))  # files of models without heads may lack it
     fields["anchor_sizes"] = tuple(tuple(sizes) for sizes in fields["anchor_sizes"])
     return ModelConfig(**fields)
 

@@ -12,8 +12,9 @@ from msrcnn.box_head import WEIGHTS, BoxHead, Res5BoxHead, box_losses, class_sco
 from msrcnn.boxes import clip, compact, decode
 from msrcnn.config import ModelConfig
 from msrcnn.mask_head import MaskHead, Res5MaskHead, mask_loss, of_class
-from msrcnn.maskiou_head import MaskIoUHead, maskiou_loss
-from msrcnn.maskiou_targets import MatchedRoIs, maskiou_targets
+from msrcnn.maskiou_head import MaskIoUHead
+from msrcnn.maskiou_heads import head_losses, loss_names, make_heads, predictions
+from msrcnn.maskiou_targets import MatchedRoIs, true_maskious
 from msrcnn.masks import sample_on_rois
 from msrcnn.pooling import PyramidPooler
 from msrcnn.proposals import Proposals, RegionProposals
@@ -68,6 +69,7 @@ class MaskScoringRCNN(nn.Module):
 
     Attributes:
         maskiou: the MaskIoU head; None where the configuration leaves it out, which makes this a Mask R-CNN.
+        heads: the further MaskIoU heads of `ModelConfig.heads`. With any, no gradient of a MaskIoU head leaves it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -85,16 +87,29 @@ class MaskScoringRCNN(nn.Module):
             self.box = BoxHead(channels, config.hidden, classes)
             self.mask = MaskHead(channels, classes)
         self.maskiou: MaskIoUHead | None = None
-        if config.maskiou.enabled:  # the last part, so that the same seed gives the others the same initial weights
-            design, mask_size = config.maskiou.input, self.mask.mask_size
-            self.maskiou = MaskIoUHead(channels, config.channels, config.hidden, classes, design, mask_size)
+        self.heads = nn.ModuleList()
+        if config.maskiou.enabled:  # the last parts, so that the same seed gives the others the same initial weights
+            self.maskiou, *further = make_heads(config, channels, self.mask.mask_size)
+            self.heads.extend(further)
         if config.trained == "maskiou":
             for part in self.finished():
                 part.requires_grad_(False)
 
     def finished(self) -> list[nn.Module]:
-        """The parts that are not trained at all: all but the MaskIoU head where that one is calibrated."""
+        """The parts that are not trained at all: all but the MaskIoU heads where these are calibrated."""
         return [self.backbone, self.rpn, self.box, self.mask] if self.config.trained == "maskiou" else []
+
+    def maskiou_heads(self) -> list[MaskIoUHead]:
+        """All MaskIoU heads, that of `ModelConfig.maskiou` first; none in a Mask R-CNN."""
+        return [] if self.maskiou is None else [self.maskiou, *self.heads]
+
+    def parts_apart(self) -> list[list[nn.Parameter]]:
+        """The parameters in parts of which none gives another a gradient: all in one, or trunk and MaskIoU heads."""
+        if not self.heads:
+            return [list(self.parameters())]
+        heads = [list(head.parameters()) for head in self.maskiou_heads()]
+        own = {id(parameter) for part in heads for parameter in part}
+        return [[parameter for parameter in self.parameters() if id(parameter) not in own], *heads]
 
     def train(self, mode: bool = True) -> MaskScoringRCNN:
         """Sets the mode; finished parts stay in testing mode."""
@@ -116,7 +131,8 @@ class MaskScoringRCNN(nn.Module):
         assert batch.targets is not None, "training needs targets"
         rois = self.sample_rois(proposals, batch.targets, batch.draws)
         if self.config.trained == "maskiou":  # neither the RPN's losses nor the box head serve what trains
-            return {"maskiou": self.mask_losses(pooler, batch, batch.targets, rois, None)["maskiou"]}
+            found = self.mask_losses(pooler, batch, batch.targets, rois, None)
+            return {name: found[name] for name in loss_names(self.config)}
         losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.draws)
         box_losses, shared = self.box_losses(pooler, batch.targets, rois)
         return losses | box_losses | self.mask_losses(pooler, batch, batch.targets, rois, shared)
@@ -195,18 +211,31 @@ class MaskScoringRCNN(nn.Module):
         losses = {"mask": mask_loss(logits, (coverage >= 0.5).float(), positive)}
         if self.maskiou is None:
             return losses
-        config, matched = self.config.maskiou, MatchedRoIs(roi, label, slot, image)
-        target = maskiou_targets(config, masks, coverage, matched, batch, targets)
-        # No stop-gradient: the loss reaches the features and the mask through the head's input (the paper, Fig. 3).
-        scored = self.maskiou_features(self.maskiou, pooler, features, image, roi)
-        predicted = self.maskiou(scored, logits, masks)  # [N, K]
-        return losses | {"maskiou": config.weight * maskiou_loss(predicted, target.values, target.trained)}
+        matched = MatchedRoIs(roi, label, slot, image)
+        others = any(head.target != 1 for head in self.config.all_heads)
+        true = true_maskious(masks, coverage, matched, batch, targets, others)
+        # No stop-gradient: the loss of a single head reaches features and mask through its input (the paper, Fig. 3).
+        predicted = self.predicted_maskious(pooler, features, image, roi, logits, masks)
+        return losses | head_losses(self.config, predicted, true, matched)
 
-    def maskiou_features(
-        self, head: MaskIoUHead, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor
-    ) -> Tensor:
-        """What `head` reads of RoIs: the mask head's features, or pooled again at a higher resolution (input (d))."""
-        return features.pooled if head.size == self.mask.size else pooler(image, boxes, head.size)  # [N, C, size, size]
+    def predicted_maskious(
+        self, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor, logits: Tensor, masks: Tensor
+    ) -> list[Tensor]:
+        """What each MaskIoU head predicts for RoIs, [N, K] each.
+
+        It reads the mask head's features, or pooled again at a higher resolution (input (d)).
+
+        Args:
+            pooler, image, boxes: as `roi_features` takes them.
+            features: the mask head's.
+            logits: [N, M, M], mask logits of the target class.
+            masks: [N, K, M, M], those of all classes.
+        """
+
+        def pool(size: int) -> Tensor:
+            return features.pooled if size == self.mask.size else pooler(image, boxes, size)  # [N, C, size, size]
+
+        return predictions(self.maskiou_heads(), pool, logits, masks)
 
     # Testing
 
@@ -227,17 +256,19 @@ class MaskScoringRCNN(nn.Module):
         side = self.mask.mask_size
         masks = probability.new_zeros(images * slots, side, side).index_copy(0, where, probability)
         if self.maskiou is None:  # a mask score is then the class score
-            maskious = torch.ones_like(selected.scores)  # [B, D]
+            maskious = torch.ones_like(selected.scores)[..., None]  # [B, D, 1]
         else:
-            scored = self.maskiou_features(self.maskiou, pooler, features, image, roi)
-            iou = self.maskiou(scored, logits, all_masks).float()  # [N, K]
-            iou = iou.gather(1, (label - 1)[:, None]).squeeze(1)  # [N]
-            maskious = iou.new_zeros(images * slots).index_copy(0, where, iou).view(images, slots)  # [B * D] -> [B, D]
+            found = self.predicted_maskious(pooler, features, image, roi, logits, all_masks)
+            of_label = (label - 1)[:, None]  # [N, 1]
+            iou = torch.cat([values.float().gather(1, of_label) for values in found], 1)  # [N, 1 + V]
+            maskious = iou.new_zeros(images * slots, len(found)).index_copy(0, where, iou)
+            maskious = maskious.view(images, slots, -1)  # [B * D, 1 + V] -> [B, D, 1 + V]
         return Detections(
             selected.boxes,
             selected.labels,
             selected.scores,
-            maskious,
+            maskious[..., 0],
+            maskious[..., 1:],
             masks.view(images, slots, side, side),  # [B * D, M, M] -> [B, D, M, M]
             selected.valid,
         )

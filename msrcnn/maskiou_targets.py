@@ -38,13 +38,33 @@ class MaskIoUTargets:
     trained: Tensor  # bool [N, K]
 
 
+@dataclass(frozen=True)
+class TrueMaskIoUs:
+    """What the targets of any number of MaskIoU heads are made of."""
+
+    own: Tensor  # float [N], of the ground-truth class
+    others: Tensor  # float [N, K], of the classes that are not the RoI's own; 0 for a class that is absent
+    present: Tensor  # bool [N, K], which of these appear in the RoI
+
+
 @torch.no_grad()
 def maskiou_targets(
     config: MaskIoUConfig, logits: Tensor, coverage: Tensor, rois: MatchedRoIs, batch: Batch, truth: Targets
 ) -> MaskIoUTargets:
-    """Training targets of the MaskIoU head.
+    """Training targets of a MaskIoU head; see `true_maskious` and `targets_of`, which share out the work for several.
 
-    #1: the ground-truth class alone. #2: all classes, absent ones regress to 0. #3: all classes present in the RoI.
+    Args:
+        config: `target` and `tau`.
+        logits, coverage, rois, batch, truth: as `true_maskious` takes them.
+    """
+    return targets_of(config, true_maskious(logits, coverage, rois, batch, truth, config.target != 1), rois)
+
+
+@torch.no_grad()
+def true_maskious(
+    logits: Tensor, coverage: Tensor, rois: MatchedRoIs, batch: Batch, truth: Targets, others: bool
+) -> TrueMaskIoUs:
+    """True MaskIoU of the RoIs' masks.
 
     The ground-truth class is always present. When another class is, the paper leaves open but for the words "the
     category appears in the RoI region"; here: the instance of it with the highest box IoU with the RoI covers at
@@ -53,23 +73,38 @@ def maskiou_targets(
     Crowd regions are no instances: a class that is there as a crowd only is absent.
 
     Args:
-        config: `target` and `tau`; a RoI trains if the MaskIoU of its *ground-truth* class is strictly above tau.
         logits: [N, K, M, M], mask logits of all classes.
         coverage: float [N, M, M] of `sample_on_rois`, of each RoI's own instance.
         rois: the RoIs.
         batch, truth: the images' geometry and instances.
+        others: whether the other classes are asked for, as targets #2 and #3 do; they are absent without.
+    """
+    values = torch.zeros(logits.shape[:2], device=logits.device)  # [N, K]
+    present = torch.zeros_like(values, dtype=torch.bool)
+    if truth.labels.shape[1] == 0:  # not an instance in the whole batch
+        return TrueMaskIoUs(values[:, 0], values, present)
+    if others:
+        values, present = _other_classes(logits, rois, batch, truth)
+    return TrueMaskIoUs(_maskiou(of_class(logits, rois.labels), coverage, rois, batch, truth), values, present)
+
+
+@torch.no_grad()
+def targets_of(config: MaskIoUConfig, true: TrueMaskIoUs, rois: MatchedRoIs) -> MaskIoUTargets:
+    """What a MaskIoU head learns of the RoIs.
+
+    #1: the ground-truth class alone. #2: all classes, absent ones regress to 0. #3: all classes present in the RoI.
+
+    Args:
+        config: `target` and `tau`; a RoI trains if the MaskIoU of its *ground-truth* class is strictly above tau.
+        true: with the other classes, if the target is not #1.
+        rois: the RoIs.
     """
     channel = (rois.labels - 1).clamp(min=0)[:, None]  # [N, 1]
-    values = torch.zeros(logits.shape[:2], device=logits.device)  # [N, K]
-    trained = torch.zeros_like(values, dtype=torch.bool)
-    if truth.labels.shape[1] == 0:  # not an instance in the whole batch
-        return MaskIoUTargets(values, trained)
-    if config.target != 1:
-        values, trained = _other_classes(logits, rois, batch, truth)
-    own = _maskiou(of_class(logits, rois.labels), coverage, rois, batch, truth)  # [N]
-    values = values.scatter(1, channel, own[:, None])
+    values = torch.zeros_like(true.others) if config.target == 1 else true.others  # [N, K]
+    trained = torch.zeros_like(true.present) if config.target == 1 else true.present
+    values = values.scatter(1, channel, true.own[:, None])
     trained = torch.ones_like(trained) if config.target == 2 else trained.scatter(1, channel, True)
-    retained = (rois.labels > 0) & (own > config.tau)  # [N]
+    retained = (rois.labels > 0) & (true.own > config.tau)  # [N]
     return MaskIoUTargets(values, trained & retained[:, None])
 
 

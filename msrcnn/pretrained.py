@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torchvision.models import get_weight
@@ -18,6 +19,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.maskiou_config import MaskIoUConfig
 from msrcnn.weights import FORMAT, read_plain
 
 COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
@@ -86,8 +88,9 @@ def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str])
         InputError: nothing is at `source`, it is none of the known kinds, nothing in it has a place in the model, a
             shape is another one, or BatchNorm is folded into it and the model's is not frozen. The model is unchanged.
     """
-    found = _read(source)
+    found, heads = _read(source)
     kind, state = _translate(source, found)
+    _place_heads(model, heads, state)
     if kind == "torchvision Mask R-CNN":
         _drop_background(state)
         _pick_labels(state, categories)
@@ -97,22 +100,49 @@ def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str])
     return _load(model, source, kind, state)
 
 
-def _read(source: str) -> dict[str, Tensor]:
-    """The tensors at `source` by name; a checkpoint's are marked by the model's own names."""
+def _read(source: str) -> tuple[dict[str, Tensor], tuple[MaskIoUConfig, ...]]:
+    """The tensors at `source` by name, a checkpoint's by the model's own names; and a checkpoint's MaskIoU heads."""
     if not Path(source).is_file() and re.fullmatch(r"\w+_Weights\.\w+", source):
         try:
             weights = get_weight(source)
         except (AttributeError, ValueError, KeyError):
             raise InputError(f"{source}: torchvision has no weights of this name; give a file or another") from None
         try:
-            return dict(weights.get_state_dict(check_hash=True, weights_only=True))
+            return dict(weights.get_state_dict(check_hash=True, weights_only=True)), ()
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{source}: cannot be downloaded ({reason}); give the file {weights.url}") from None
     value = read_plain(Path(source), "weights")
+    heads: tuple[MaskIoUConfig, ...] = ()
     if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
-        value = value["weights"]
-    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+        heads, value = _heads_of(value.get("model")), value["weights"]
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}, heads
+
+
+def _heads_of(config: Any) -> tuple[MaskIoUConfig, ...]:
+    """The MaskIoU heads that a checkpoint's configuration tells of; none if it is another version's."""
+    try:
+        maskiou = MaskIoUConfig(**config["maskiou"])
+        return maskiou, *(maskiou.variant(name) for name in config.get("heads", ()))
+    except (KeyError, TypeError, InputError):
+        return ()
+
+
+def _place_heads(model: MaskScoringRCNN, heads: Sequence[MaskIoUConfig], state: dict[str, Tensor]) -> None:
+    """Lets each MaskIoU head of the model have the weights of the one in a checkpoint that is configured like it.
+
+    The first takes those of the checkpoint's first where none is; a further one begins anew.
+    """
+    places = ["maskiou.", *(f"heads.{number}." for number in range(max(len(heads), len(model.heads) + 1) - 1))]
+    held = {name: state.pop(name) for name in list(state) if name.startswith(tuple(places))}
+    at = dict(zip(heads, places, strict=False))
+    used = set()
+    for place, head in zip(places, model.config.all_heads, strict=False):
+        source = at.get(head, "maskiou." if place == "maskiou." else None)
+        if source is not None:
+            used.add(source)
+            state |= {place + n.removeprefix(source): held[n] for n in held if n.startswith(source)}
+    state |= {f"another MaskIoU head: {n}": held[n] for n in held if not n.startswith(tuple(used))}
 
 
 def _translate(source: str, found: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,16 +53,16 @@ class ImageDetections:
     class_scores: npt.NDArray[np.float32]  # [D], after SoftNMS
     maskious: npt.NDArray[np.float32]  # [D], predicted MaskIoU of the predicted class, not clamped
     rles: list[bytes]  # D COCO compressed counts of the image's [height, width] mask
+    head_maskious: npt.NDArray[np.float32] | None = None  # [D, V], those of further MaskIoU heads; None: there are none
 
     def __post_init__(self) -> None:
-        columns: dict[str, Sized] = {
-            "class_scores": self.class_scores,
-            "maskious": self.maskious,
-            "rles": self.rles,
-        }
+        scores = {"class_scores": self.class_scores, "maskious": self.maskious}
+        if self.head_maskious is not None:
+            scores["head_maskious"] = self.head_maskious
+        columns: dict[str, Sized] = {**scores, "rles": self.rles}
         _check_columns("detections", self.image_id, len(self.categories), self.boxes, columns)
-        for name in ("class_scores", "maskious"):
-            finite = np.isfinite(getattr(self, name))
+        for name, column in scores.items():
+            finite = np.isfinite(column if column.ndim == 1 else column.sum(1))  # [D], the sum of [D, V]
             if not finite.all():
                 raise InputError(
                     f"detections of image {self.image_id}: {name}[{int(np.argmin(finite))}] is not finite, "
@@ -73,6 +73,16 @@ class ImageDetections:
     def mask_scores(self) -> npt.NDArray[np.float32]:
         """Class score times predicted MaskIoU, float32 [D] like the stored column (section 3.1)."""
         return self.class_scores * self.maskious
+
+    @property
+    def heads(self) -> int:
+        """V, the number of further MaskIoU heads."""
+        return 0 if self.head_maskious is None else self.head_maskious.shape[1]
+
+    def of_head(self, number: int) -> ImageDetections:
+        """The detections as a detector with this further head alone gives them; heads count from 0."""
+        assert self.head_maskious is not None
+        return replace(self, maskious=self.head_maskious[:, number], head_maskious=None)
 
 
 def _check_columns(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msrcnn.config import SolverConfig
+from msrcnn.detector import MaskScoringRCNN
 
 REFERENCE_BATCH = 16
 """Images a step for which `SolverConfig.lr` is meant."""
@@ -59,6 +60,26 @@ def guarded_step(optimizer: torch.optim.SGD, ok: Tensor) -> None:
         optimizer.step()
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]  # else it would guard steps that others take
+
+
+def clip_gradients(model: MaskScoringRCNN, limit: float) -> Tensor:
+    """Scales the gradient down to a norm of at most `limit`; each part that trains apart, by a norm of its own.
+
+    So a MaskIoU head among several learns what it would alone. The host waits for nothing.
+
+    Args:
+        model: with gradients.
+        limit: largest norm; 0 does not clip.
+
+    Returns:
+        The norm of the whole gradient before, float [].
+    """
+    norms = [
+        nn.utils.clip_grad_norm_(part, limit or float("inf"))
+        for part in model.parts_apart()
+        if any(parameter.requires_grad for parameter in part)
+    ]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -97,6 +97,7 @@ class Detections:
     labels: Tensor  # int64 [B, D]: category 1..C
     class_scores: Tensor  # float [B, D], after SoftNMS: what boxes are ranked by
     maskious: Tensor  # float [B, D]: predicted MaskIoU of the predicted class, not clamped; 1 without a MaskIoU head
+    head_maskious: Tensor  # float [B, D, V]: the same of each further MaskIoU head, in the order of `ModelConfig.heads`
     masks: Tensor  # float [B, D, M, M]: foreground probability of the predicted class inside the box
     valid: Tensor  # bool [B, D]
 

@@ -49,12 +49,17 @@ class Origin:
     Attributes:
         model: SHA-256 of the model file, or of another detector's results.
         dataset: fingerprint of the shards.
-        settings: everything else that changes them.
+        settings: everything else that changes them; and `heads`, where the model may have further MaskIoU heads.
     """
 
     model: str
     dataset: str
     settings: dict[str, Any]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of further MaskIoU heads (`ModelConfig.heads`), whose predictions the rows hold in this order."""
+        return tuple(self.settings.get("heads", ()))
 
     def differences(self, held: Origin) -> str:
         """In which fields `held`, of parts that are there, is another; empty if in none."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from msrcnn.maskiou_config import HEAD_LOSS
 from pipelines.job import Job
 from pipelines.progress import duration
 
@@ -53,9 +54,7 @@ class Display:
     def line(self, record: dict[str, Any]) -> str:
         """A record in one line: where it is, losses, speed, and how long the rest will take."""
         left = (self.job.total_steps - record["step"]) * self.job.solver.batch / record["images_per_second"]
-        parts = " ".join(
-            f"{name.removeprefix('loss/')} {value:.3f}" for name, value in record.items() if name.startswith("loss/")
-        )
+        parts = " ".join(f"{name} {value:.3f}" for name, value in shown_losses(record).items())
         return (
             f"epoch {record['epoch']:5.2f}  step {record['step']}/{self.job.total_steps}  {parts}  "
             f"lr {record['lr']:.4f}  {record['images_per_second']:.1f} images/s  "
@@ -70,3 +69,14 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+def shown_losses(record: dict[str, Any]) -> dict[str, float]:
+    """The losses of a record by name; those of further MaskIoU heads as their mean, `maskiou heads`."""
+    losses = {n.removeprefix("loss/"): value for n, value in record.items() if n.startswith("loss/")}
+    heads = [value for name, value in losses.items() if name.startswith(HEAD_LOSS)]
+    if not heads:
+        return losses
+    rest = {name: value for name, value in losses.items() if not name.startswith(HEAD_LOSS)}
+    total = rest.pop("total")
+    return {**rest, "maskiou heads": sum(heads) / len(heads), "total": total}

@@ -41,12 +41,13 @@ def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
         InputError: model and shards have different categories.
     """
     with on_disk(weights) as path:
-        known = [name for _, _, name in load_model(path).categories]
+        checkpoint = load_model(path)
         checksum = sha256_of(path)
-    if wrong := other_categories(known, manifest):
+    if wrong := other_categories([name for _, _, name in checkpoint.categories], manifest):
         raise InputError(f"{weights}: its categories are not those of {shards} ({wrong}); "
                          "use a model that was trained for this data set")  # fmt: skip
-    return Origin(checksum, manifest.fingerprint, {"rows": VERSION})
+    heads = list(checkpoint.model.config.heads)
+    return Origin(checksum, manifest.fingerprint, {"rows": VERSION, "heads": heads})
 
 
 def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summary:

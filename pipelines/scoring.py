@@ -7,14 +7,15 @@ summarises. Neither a network nor an image is read. Any split of the images give
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from msrcnn.errors import InputError
+from msrcnn.maskiou_config import plain_name
 from msrcnn.metrics.coco_ap import APReport, CocoAP
 from msrcnn.metrics.maskiou import MaskIoUStats, ScoreBin, true_maskiou
 from msrcnn.metrics.quality import Calibration, MaskIoUQuality
@@ -53,20 +54,26 @@ class Images:
 class PartialScores:
     """The scores of some images, as they travel. Parts without an image in common can be joined.
 
-    `ap` takes about 120 bytes a detection and grows with them, `quality` stays below 24 MB. The process that joins and
-    summarises N detections holds at most 1 kB * N beside 0.3 GB (measured: 0.7 kB): a million take about 1 GB, so a
-    driver with 16 GB scores 15 million, or 150,000 images of 100. What scores a row group of 64 images holds 0.3 GB.
+    `heads` holds the same of each further MaskIoU head by its name, with that head's predictions in the place of the
+    first one's, and is as large for each. `ap` takes about 120 bytes a detection and grows with them, `quality` stays
+    below 24 MB. The process that joins and summarises N detections holds at most 1 kB * N beside 0.3 GB (measured:
+    0.7 kB): a million take about 1 GB, so a driver with 16 GB scores 15 million, or 150,000 images of 100. What scores
+    a row group of 64 images holds 0.3 GB.
     """
 
     ap: bytes
     quality: bytes
     images: Images
     detections: int
+    heads: dict[str, PartialScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Every number of an evaluation."""
+    """Every number of an evaluation.
+
+    `heads` holds those of each further MaskIoU head by its name; what is ranked by class score is the same in all.
+    """
 
     dataset: str
     images: Images
@@ -75,6 +82,7 @@ class Summary:
     maskiou: MaskIoUStats
     bins: tuple[ScoreBin, ...]
     calibration: Calibration
+    heads: dict[str, Summary] = field(default_factory=dict)
 
 
 def read_part(group: RowGroup, folder: Location) -> tuple[list[ImageTruth], dict[int, ImageDetections]]:
@@ -96,17 +104,40 @@ def read_part(group: RowGroup, folder: Location) -> tuple[list[ImageTruth], dict
     return truths, found
 
 
-def score_part(group: RowGroup, folder: Location, categories: Categories) -> PartialScores:
+def score_part(group: RowGroup, folder: Location, categories: Categories, heads: Sequence[str] = ()) -> PartialScores:
     """Scores the images of a row group.
 
     Images that failed stay in the ground truth: what was not detected counts as missed.
 
+    Args:
+        group: of the shards.
+        folder: of detections, which has the row group's part.
+        categories: of the data set.
+        heads: names of the further MaskIoU heads whose predictions are in the rows.
+
     Raises:
-        InputError: as `read_part`, or a category is unknown or a mask does not fit.
+        InputError: as `read_part`, a category is unknown, a mask does not fit, or the rows are of other heads.
     """
     truths, found = read_part(group, folder)
     by_id = {truth.image_id: truth for truth in truths}
+    for detected in found.values():
+        if len(detected.categories) and detected.heads != len(heads):
+            raise InputError(f"{folder / part_name(key_of(group))}: a row has {detected.heads} predicted MaskIoUs of "
+                             f"further heads, expected are {len(heads)}; detect again")  # fmt: skip
     true = {image_id: true_maskiou(by_id[image_id], detected) for image_id, detected in found.items()}
+    scores = _scored(truths, found, true, categories)
+    parts = {}
+    for number, name in enumerate(heads):
+        of_head = {i: d.of_head(number) if len(d.categories) else d for i, d in found.items()}
+        parts[name] = _scored(truths, of_head, true, categories)
+    return replace(scores, heads=parts)
+
+
+def _scored(
+    truths: Sequence[ImageTruth], found: Mapping[int, ImageDetections], true: Mapping[int, np.ndarray],
+    categories: Categories,
+) -> PartialScores:  # fmt: skip
+    """The scores of images whose true MaskIoUs are known."""
     ap, quality = CocoAP(categories), MaskIoUQuality()
     ap.update(truths, list(found.values()), true)
     quality.update(
@@ -124,7 +155,7 @@ def _joined(columns: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def join(*parts: PartialScores) -> PartialScores:
-    """The scores of all of them."""
+    """The scores of all of them, of each head for itself."""
     if len(parts) == 1:
         return parts[0]
     return PartialScores(
@@ -132,6 +163,7 @@ def join(*parts: PartialScores) -> PartialScores:
         MaskIoUQuality.merge(MaskIoUQuality.from_bytes(part.quality) for part in parts).to_bytes(),
         sum((part.images for part in parts), Images(0, 0, 0, 0)),
         sum(part.detections for part in parts),
+        {name: join(*(part.heads[name] for part in parts)) for name in parts[0].heads},
     )
 
 
@@ -141,13 +173,14 @@ def summarise(name: str, scores: PartialScores, bootstrap: int, seed: int) -> Su
     Args:
         name: of the data set.
         scores: of all its images.
-        bootstrap: resamplings of the images for the interval of the gain.
+        bootstrap: resamplings of the images for the interval of the gain, of each head.
         seed: of the resamplings.
     """
     quality = MaskIoUQuality.from_bytes(scores.quality).summarise()
     return Summary(
         name, scores.images, scores.detections, CocoAP.from_bytes(scores.ap).summarise(bootstrap, seed),
         quality.stats, quality.bins, quality.calibration,
+        {head: summarise(name, part, bootstrap, seed) for head, part in scores.heads.items()},
     )  # fmt: skip
 
 
@@ -161,9 +194,9 @@ def _one_thread() -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 
-def _score_task(group: RowGroup, folder: Location, categories: Categories) -> PartialScores:
+def _score_task(group: RowGroup, folder: Location, categories: Categories, heads: Sequence[str]) -> PartialScores:
     _one_thread()
-    return score_part(group, folder, categories)
+    return score_part(group, folder, categories, heads)
 
 
 def _join_task(*parts: PartialScores) -> PartialScores:
@@ -190,8 +223,8 @@ def score_all(
     log(f"scoring the detections on {manifest.rows} images")
     score_task = ray.remote(num_cpus=cpus)(_score_task)
     join_task = ray.remote(num_cpus=cpus)(_join_task)
-    categories = categories_of(manifest)
-    leaves = {score_task.remote(group, detections.folder, categories): group.rows for group in groups}
+    shared = detections.folder, categories_of(manifest), detections.origin.heads
+    leaves = {score_task.remote(group, *shared): group.rows for group in groups}
     level = list(leaves)
     while len(level) > 1:
         level = [join_task.remote(*level[i : i + JOINED]) for i in range(0, len(level), JOINED)]
@@ -224,4 +257,16 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
     calibration = summary.calibration
     for name in ("class_score", "maskiou", "mask_score"):
         metrics[f"calibration_error/{name}"] = getattr(calibration, name).error
+    for head, of_head in summary.heads.items():
+        metrics |= {f"heads/{plain_name(head)}/{name}": value for name, value in head_metrics(of_head).items()}
     return metrics
+
+
+def head_metrics(summary: Summary) -> dict[str, float]:
+    """What MaskIoU heads are compared by: mask AP by mask score, correlation of predicted and true MaskIoU."""
+    by_mask, agreement = summary.ap.mask_by_mask, summary.maskiou
+    return {
+        **{name: by_mask[name] for name in ("AP", "AP50", "AP75")},
+        "correlation": agreement.all_detections.maskiou_pearson,
+        "correlation_matched": agreement.matched.maskiou_pearson,
+    }

@@ -62,13 +62,24 @@ def images_of(table: pa.Table) -> dict[int, ImageDetections]:
     if len(flat) != 4 * len(ids):
         raise InputError("detection rows: a box does not have 4 sides; detect again")
     boxes = flat.reshape(-1, 4)  # [4 * D] -> [D, 4]
+    heads = _head_maskious(rows)
     found = {
-        image_id: ImageDetections(image_id, categories[:0], boxes[:0], scores[:0], maskious[:0], [])
+        image_id: ImageDetections(image_id, categories[:0], boxes[:0], scores[:0], maskious[:0], [], heads[:0])
         for image_id in pc.unique(whole["image_id"]).to_pylist()
     }
     for start, end in pairwise(bounds):
         image_id, part = int(ids[start]), slice(start, end)
         found[image_id] = ImageDetections(
-            image_id, categories[part], boxes[part], scores[part], maskious[part], rles[part]
+            image_id, categories[part], boxes[part], scores[part], maskious[part], rles[part], heads[part]
         )
     return found
+
+
+def _head_maskious(rows: pa.Table) -> np.ndarray:
+    """What further MaskIoU heads predicted, float32 [D, V]."""
+    flat = pc.list_flatten(rows["maskious"]).to_numpy()
+    counts = pc.fill_null(pc.list_value_length(rows["maskious"]), 0).to_numpy()
+    heads = int(counts.max(initial=0))
+    if (counts != heads).any():
+        raise InputError("detection rows: some have more predicted MaskIoUs than others; detect again")
+    return flat.reshape(len(rows), heads)  # [D * V] -> [D, V]

@@ -1,4 +1,4 @@
-"""An evaluation as people read it: one table, then the correlations."""
+"""An evaluation as people read it: one table, then the correlations, then the MaskIoU heads if there are several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from msrcnn.metrics.coco_ap import METRICS
-from pipelines.scoring import Summary
+from pipelines.scoring import Summary, head_metrics
 
 WIDTH = 110
 
@@ -36,11 +36,7 @@ def summary_lines(summary: Summary) -> Iterable[str]:
     )
     for title, values in rows:
         table.add_row(title, *(percent(values[name]) for name in METRICS))
-    console = Console(width=WIDTH, record=True, quiet=True)
-    with console.capture() as captured:
-        console.quiet = False
-        console.print(table)
-    yield captured.get().rstrip()
+    yield drawn(table)
     low, high = ap.gain_interval
     yield (
         f"gain by mask score {100 * ap.gain:+.1f} AP, 95% interval {100 * low:+.1f} to {100 * high:+.1f} "
@@ -55,5 +51,28 @@ def summary_lines(summary: Summary) -> Iterable[str]:
             f"{part.maskiou_pearson:.3f}, class score {part.class_pearson:.3f} "
             f"(Spearman {part.maskiou_spearman:.3f}, {part.class_spearman:.3f})"
         )
+    if summary.heads:
+        yield heads_table(summary)
     if images.without_detections or images.failed:
         yield f"images without a detection: {images.without_detections}; images that failed: {images.failed}"
+
+
+def heads_table(summary: Summary) -> str:
+    """The MaskIoU heads side by side, that of the table above as `maskiou`."""
+    table = Table(title=f"{escape(summary.dataset)}: masks by mask score, by MaskIoU head", width=WIDTH)
+    table.add_column("head")
+    for name in ("AP", "AP50", "AP75", "correlation", "correlation, matched"):
+        table.add_column(name, justify="right")
+    for head, of_head in {"maskiou": summary, **summary.heads}.items():
+        *aps, everywhere, matched = head_metrics(of_head).values()
+        table.add_row(head, *(percent(value) for value in aps), f"{everywhere:.3f}", f"{matched:.3f}")
+    return drawn(table)
+
+
+def drawn(table: Table) -> str:
+    """A table as text."""
+    console = Console(width=WIDTH, record=True, quiet=True)
+    with console.capture() as captured:
+        console.quiet = False
+        console.print(table)
+    return captured.get().rstrip()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from msrcnn.compiling import compile_parts
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.solver import guarded_step, learning_rate, make_optimizer, set_learning_rate
+from msrcnn.solver import clip_gradients, guarded_step, learning_rate, make_optimizer, set_learning_rate
 from pipelines.checkpoints import Checkpoints, restore
 from pipelines.guard import Guard, NotFiniteError, StepTerms
 from pipelines.ingest import StepImages, TrainingCollate
@@ -93,7 +93,7 @@ def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:
         with watch.on(f"forward, backward and the other workers' gradients in step {step + 1}"):
             optimizer.zero_grad(set_to_none=True)
             losses, terms = forward_backward(job, network, images, workers, device)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), job.solver.clip_norm or float("inf"))
+            norm = clip_gradients(model, job.solver.clip_norm)
             fine = guard.judge(step, terms, norm, checkpoints.wanted())
         set_learning_rate(optimizer, learning_rate(job.solver, step, job.steps_per_epoch))
         guarded_step(optimizer, fine)

@@ -97,7 +97,7 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     report = load_weights(model, weights, [name for _, _, name in job.categories])
     for line in report.lines():
         log(line)
-    absent = [name for name in report.missing if not name.startswith("maskiou.")]
+    absent = [name for name in report.missing if not name.startswith(("maskiou.", "heads."))]
     if job.model.trained == "maskiou" and absent:
         raise InputError(f"{weights}: {absent[0]} and {len(absent) - 1} more tensors are not in it, and "
                          "--model.trained maskiou does not train them; give a whole Mask R-CNN")  # fmt: skip
