@@ -15,6 +15,8 @@ from msrcnn.presets import find_preset
 
 INTERRUPTED = 130
 PRESET = "r18-fpn"
+PRESET_VERBS = {"train": ("shards", "run"), "sweep": ("spaces", "shards", "validation", "out")}
+"""Verbs whose settings start from a preset, and their options without a default."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,13 @@ def run_export(config: Any) -> None:
     export(config)
 
 
+def run_sweep(config: Any) -> None:
+    """`msrcnn sweep`."""
+    from pipelines.sweep import sweep
+
+    sweep(config)
+
+
 def run_data(config: Any) -> None:
     """`msrcnn data`."""
     from pipelines.data import inspect
@@ -111,6 +120,12 @@ def _train_options() -> type:
     from pipelines.options import TrainConfig
 
     return TrainConfig
+
+
+def _sweep_options() -> type:
+    from pipelines.sweep_options import SweepConfig
+
+    return SweepConfig
 
 
 def _data_options() -> type:
@@ -151,6 +166,7 @@ VERBS = {
     "evaluate": Verb("detect on shards, store the detections, compute every number", _evaluate_options, run_evaluate),
     "score": Verb("compute every number from stored detections or COCO results", _score_options, run_score),
     "rescore": Verb("mask AP of stored detections under other fusions of scores", _rescore_options, run_rescore),
+    "sweep": Verb("train and evaluate what a table of the paper varies, print the table", _sweep_options, run_sweep),
     "export": Verb("write stored detections as COCO results", _export_options, run_export),
 }
 
@@ -186,12 +202,12 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         options = VerifyConfig
         arguments = [a for a in arguments if a != "--verify"]
     # A preset may have switched something on that its option must switch off: --data.flip, --data.no-flip.
-    config = () if name == "train" else (tyro.conf.FlagCreatePairsOff,)
+    config = () if name in PRESET_VERBS else (tyro.conf.FlagCreatePairsOff,)
     defaults = {}
-    if name == "train":
+    if name in PRESET_VERBS:
         preset = find_preset(_value_of("--preset", arguments, PRESET))
         parts = {"model": preset.model, "solver": preset.solver, "data": preset.data}
-        defaults["default"] = options(shards=tyro.MISSING, run=tyro.MISSING, **parts)
+        defaults["default"] = options(**dict.fromkeys(PRESET_VERBS[name], tyro.MISSING), **parts)
     return tyro.cli(
         options,
         prog=f"msrcnn {name}",

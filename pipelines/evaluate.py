@@ -87,6 +87,20 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     return summary
 
 
+def detect_only(config: EvaluateConfig, log: Callable[[str], None] = print) -> StoredDetections:
+    """Detects and stores, for images whose truth somebody else has.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    out, manifest = locate(config.out), read_manifest(config.shards)
+    weights, _ = find_model(config.model)
+    job = DetectJob(weights.url, out / DETECTIONS, origin_of(weights, manifest, config.shards), config.batch)
+    out.make_folder()
+    with exclusively(out, "evaluating into"), connect(config.address):
+        return _detections(config, manifest, row_groups(manifest), job, log)
+
+
 def _detections(
     config: EvaluateConfig, manifest: Manifest, groups: Sequence[RowGroup], job: DetectJob, log: Callable[[str], None]
 ) -> StoredDetections:

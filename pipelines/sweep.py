@@ -3,7 +3,8 @@
 OUT/sweep.json          data sets and MLflow run
 OUT/runs, evaluations, results, logs   of the trials (`pipelines.trial`)
 OUT/tune                Ray Tune's own state
-OUT/NAME.md, NAME.json, NAME-*.png, .svg   the report of each space
+OUT/NAMES.md, NAMES.json               the report, named by the spaces in it
+OUT/NAME-gain, NAME-parallel .png, .svg   figures of a space
 
 What is in `results` is finished, so that the same command, after any kill, does only what is missing. More seeds, or a
 space that shares trials with an earlier one, go into the same folder.
@@ -11,33 +12,26 @@ space that shares trials with an earlier one, go into the same folder.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
-import ray
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from cluster.session import connect
 from msrcnn.config import difference
 from msrcnn.errors import InputError
-from pipelines.manifest import Manifest, read_manifest
-from pipelines.options import TrainConfig
+from pipelines.manifest import read_manifest
 from pipelines.progress import duration
-from pipelines.reading import READER_CPUS, READERS
-from pipelines.storage import Location, exclusively, locate
+from pipelines.storage import exclusively, locate
 from pipelines.sweep_options import SweepConfig
-from pipelines.sweep_plan import Plan, make_plan
-from pipelines.sweep_results import outcomes, tables_of
-from pipelines.sweep_table import TableResult, table_text, write_report
+from pipelines.sweep_places import places
+from pipelines.sweep_plan import make_plan
+from pipelines.sweep_results import tables_of
+from pipelines.sweep_table import TableResult, write_report
 from pipelines.sweep_tune import run_trials
-from pipelines.tracking import Tracker
-from pipelines.train_setup import check_resources, prepare, worker_resources
 
 SWEEP = "sweep.json"
-TRIAL_CPUS = 0.1
-"""Of the process that a trial's training and evaluation are driven from."""
+REPORT = "sweep"
+"""In MLflow, the folder of the report's files."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +68,97 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> tuple[Tabl
         try:
             failures = run_trials(plan, config, out, tracker.run_id, concurrent, log)
             tables = tables_of(plan, out, failures)
-            files = write_report(out, tables)
-            close_trials(plan, out, tracker, failures)
-            tell(tracker, plan, tables)
+            files = report(out, config, plan, tables)
+            close_trials(out, tracker, failures)
+            tell(tracker, config, tables)
             for file in files:
-                if file.local is not None:
-                    tracker.artifact(file.local, "sweep")
+                with on_disk(file) as path:
+                    tracker.artifact(path, REPORT)
         except BaseException as error:
             tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         tracker.close()
     for table in tables:
-        log(table_text(table))
+        for line in lines(table):
+            log(line)
     log(f"swept in {duration(time.monotonic() - began)}: {out}")
     return tables
+
+
+def check_trials(plan: Plan, manifest: Manifest) -> None:
+    """Raises InputError, naming the trial, where one could not train on these shards."""
+    for trial in plan.examples():
+        try:
+            prepare(trial.train, manifest)
+        except InputError as error:
+            raise InputError(f"trial {trial.name}: {error}") from None
+
+
+def report(out: Location, config: SweepConfig, plan: Plan, tables: Sequence[TableResult]) -> list[Location]:
+    """Writes the tables, and a figure or two of each; the files."""
+    names = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(space).stem) for space in config.spaces]
+    files = list(write_report(out, "-".join(names), tables))
+    for name, planned, table in zip(names, plan.tables, tables, strict=True):
+        files += write_figures(out, name, table, planned.space.vary)
+    return files
+
+
+def read_record(out: Location) -> SweepRecord | None:
+    """What the folder says about itself, or None where it says nothing.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    place = out / SWEEP
+    if place.size() is None:
+        return None
+    try:
+        return SweepRecord(**json.loads(place.read()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{place}: not a sweep's record ({error}); choose another --out") from None
+
+
+def parent_run(config: SweepConfig, out: Location, record: SweepRecord | None, datasets: dict[str, str]) -> Tracker:
+    """The MLflow run that the trials' runs are shown under, new or continued."""
+    if record is not None:
+        tracker = Tracker(config.tracking or record.mlflow_address, config.experiment, record.mlflow_run)
+        tracker.reopen()
+        return tracker
+    tracker = Tracker(config.tracking, config.experiment, None, f"sweep {' '.join(config.spaces)}")
+    record = SweepRecord(datasets, tracker.run_id, tracker.address)
+    (out / SWEEP).write((json.dumps(asdict(record), indent=1) + "\n").encode())
+    return tracker
+
+
+def close_trials(out: Location, parent: Tracker, failures: Mapping[str, str]) -> None:
+    """Leaves no trial's run open in MLflow, and marks those that were stopped or failed."""
+    for name in (out / RUNS).list():
+        run = read_run(out / RUNS / name)
+        if run is None:
+            continue
+        tracker = Tracker(run.mlflow_address, "", run.mlflow_run)
+        found = read_result(out, name)
+        if found is not None and found.get("stopped"):
+            tracker.tags({"sweep.stopped": f"after {found[EPOCH]} epochs"})
+            tracker.end("KILLED")
+        elif name in failures:
+            tracker.tags({"sweep.failed": failures[name]})
+            tracker.end("FAILED")
+        elif parent.client.get_run(run.mlflow_run).info.status == "RUNNING":
+            tracker.end("FINISHED" if found is not None else "KILLED")
+
+
+def tell(tracker: Tracker, config: SweepConfig, tables: Sequence[TableResult]) -> None:
+    """The settings and every row's mean, as the sweep's own run in MLflow has them."""
+    tracker.tags({"sweep.spaces": " ".join(config.spaces), "sweep.seeds": " ".join(map(str, config.seeds)),
+                  "sweep.many_heads": config.many_heads, "sweep.asha": config.asha})  # fmt: skip
+    for table in tables:
+        tracker.metrics({
+            f"{legal(table.title)}/{legal(row.name)}/{column}": row.ours(column).mean
+            for row in table.rows for column in table.columns
+        })  # fmt: skip
+
+
+def legal(text: str) -> str:
+    """As a name in MLflow."""
+    return re.sub(r"[^A-Za-z0-9_. -]+", " ", text).strip()

@@ -61,4 +61,5 @@ class SweepConfig(TrainingOptions):
         require(good, "--seeds", self.seeds, "different numbers from 0")
         require(self.trunk is None or self.many_heads, "--trunk", self.trunk, "absent without --many-heads")
         require(not (self.trunk and self.weights), "--weights", self.weights, "absent with --trunk")
-        require(not (self.asha and self.many_heads), "--asha", self.asha, "absent with --many-heads, which has one trial")
+        require(not (self.asha and self.many_heads), "--asha", self.asha,
+                "absent with --many-heads, which has one trial")  # fmt: skip

@@ -25,11 +25,10 @@ def tables_of(plan: Plan, out: Location, failures: Mapping[str, str]) -> tuple[T
     tables = []
     for planned in plan.tables:
         rows = planned.rows or _found(plan, out, failures)
-        first = rows[0].row.name if planned.space.rows else ""
         space = planned.space
         table = TableResult(
             space.title, space.tables, space.about, space.columns,
-            tuple(_row(planned, shown, out, failures, first) for shown in rows), (*space.notes, *planned.notes),
+            tuple(_row(planned, shown, out, failures) for shown in rows), (*space.notes, *planned.notes),
         )  # fmt: skip
         tables.append(table.best_first() if space.vary else table)
     return tuple(tables)
@@ -49,7 +48,7 @@ def _found(plan: Plan, out: Location, failures: Mapping[str, str]) -> tuple[Show
     return tuple(Shown(Row(name), (name,), "", ALONE, settings) for name, settings in rows)
 
 
-def _row(planned: Planned, shown: Shown, out: Location, failures: Mapping[str, str], first: str) -> RowResult:
+def _row(planned: Planned, shown: Shown, out: Location, failures: Mapping[str, str]) -> RowResult:
     """A line of a table."""
     row = shown.row
     results = [read_result(out, name) for name in shown.trials]
@@ -58,8 +57,9 @@ def _row(planned: Planned, shown: Shown, out: Location, failures: Mapping[str, s
         for column in planned.space.columns
         if any(found is not None for found in results)
     }
+    against = planned.space.baseline(row) if planned.space.rows else ""
     state = _state(shown, results, failures)
-    return RowResult(row.name, shown.how, row.published, values, state, shown.settings, row.against or first)
+    return RowResult(row.name, shown.how, row.published, values, state, shown.settings, against)
 
 
 def _value(found: Mapping[str, Any] | None, shown: Shown, column: str) -> float:

@@ -70,15 +70,26 @@ class Plan:
     search: Space | None = None
     """the space of a Bayesian search"""
 
+    def examples(self) -> list[Trial]:
+        """All trials; of a Bayesian search, which has none yet, one at a corner of its space."""
+        if self.search is None:
+            return list(self.trials.values())
+        corner = {name: of.low if isinstance(of, Range) else of.values[0] for name, of in self.search.vary.items()}
+        return [self.maker.trial(corner, self.maker.config.seeds[0])]
+
 
 class TrialMaker:
     """Turns settings into trials.
 
     Settings come from, the last first: what varies, the command line, the space's [fixed], the preset.
+
+    Args:
+        fixed: of the space.
+        space: of a Bayesian search, for those who make its trials.
     """
 
-    def __init__(self, config: SweepConfig, fixed: Mapping[str, Any]) -> None:
-        self.config = config
+    def __init__(self, config: SweepConfig, fixed: Mapping[str, Any], space: Space | None = None) -> None:
+        self.config, self.space = config, space
         self.fixed = {**fixed, **given(config)}
 
     def settings(self, varied: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +160,7 @@ def make_plan(config: SweepConfig) -> Plan:
     if config.many_heads:
         return _many_heads(config, spaces)
     if spaces[0].vary and spaces[0].search == "bayes":
-        return Plan((Planned(spaces[0], ()),), {}, TrialMaker(config, spaces[0].fixed), spaces[0])
+        return Plan((Planned(spaces[0], ()),), {}, TrialMaker(config, spaces[0].fixed, spaces[0]), spaces[0])
     tables: list[Planned] = []
     trials: dict[str, Trial] = {}  # by digest
     for space in spaces:

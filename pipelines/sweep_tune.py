@@ -63,8 +63,8 @@ def run_trials(
     with watched(out, number, done, log):
         results = _tuner(plan, config, out, parent, concurrent, missing).fit()
     failures: dict[str, str] = {}
-    for result in results:
-        name = _name_of(plan, config, result.config)
+    for result in (results[i] for i in range(len(results))):
+        name = _name_of(plan, config, result.config or {})
         if result.error is not None:
             failures[name] = reason_of(result.error)
             log(f"trial {name} failed: {failures[name]}")
@@ -234,5 +234,3 @@ def watched(out: Location, number: int, done: int, log: Callable[[str], None]) -
         ended.set()
         thread.join()
         look()
-
-

@@ -120,14 +120,14 @@ def _beside(work: Callable[[], object], run: Location, config: TrainConfig, repo
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
         if config.validation is not None:
-            for epoch, ap in _validations(run, config)[told:]:
+            for epoch, ap in _validations(run)[told:]:
                 told += 1
                 report({AP: ap, EPOCH: epoch})
     if failed:
         raise failed[0]
 
 
-def _validations(run: Location, config: TrainConfig) -> list[tuple[int, float]]:
+def _validations(run: Location) -> list[tuple[int, float]]:
     """Mask AP by mask score, in percent, after each epoch that has been evaluated."""
     numbers = []
     for name in sorted((run / VALIDATION).list()):
@@ -152,7 +152,8 @@ def _measure(trial: Trial, log: Callable[[str], None]) -> dict[str, Any]:
     }
     value[AP] = value["heads"][""]["mask"]["AP"]
     if trial.fusion != (1.0, 1.0):
-        value[AP] = value["fused"] = _fused(trial, log)
+        value["fused"] = _fused(trial, log)
+        value[AP] = value["fused"][AP]
     if trial.test_dev is not None:
         value["archive"] = _archive(trial, log)
     return value
@@ -172,25 +173,25 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _fused(trial: Trial, log: Callable[[str], None]) -> float | None:
-    """Mask AP in percent as the trial's powers rank."""
+def _fused(trial: Trial, log: Callable[[str], None]) -> dict[str, float | None]:
+    """Mask AP, AP50 and AP75 in percent as the trial's powers rank."""
     from pipelines.rescore import rescore
 
     config = trial.evaluate
     (a, b), file = trial.fusion, locate(config.out) / "fused.json"
     (found,) = rescore(RescoreConfig(config.out, config.shards, file.url, (a,), (b,)), log)
-    return _finite(100 * found.ap)
+    return {"AP": _finite(100 * found.ap), "AP50": _finite(100 * found.ap50), "AP75": _finite(100 * found.ap75)}
 
 
 def _archive(trial: Trial, log: Callable[[str], None]) -> str:
     """Detects on images without annotations and writes the archive that COCO's server takes; its path."""
-    from pipelines.evaluate import evaluate
+    from pipelines.evaluate import detect_only
     from pipelines.export import export
 
     assert trial.test_dev is not None
     out = locate(trial.evaluate.out).parent.parent / TEST_DEV / trial.name
-    evaluate(replace(trial.evaluate, shards=trial.test_dev, out=out.url, bootstrap=0), log)
-    export(ExportConfig(out.url, trial.test_dev, out.url, test_dev=trial.name))
+    detect_only(replace(trial.evaluate, shards=trial.test_dev, out=out.url), log)
+    export(ExportConfig(out.url, trial.test_dev, out.url, test_dev=trial.name), log)
     return (out / f"detections_test-dev2017_{trial.name}_results.zip").url
 
 

@@ -33,7 +33,8 @@ def test_rows_that_come_to_the_same_are_one_trial(tmp_path):
     heads = [trial.train.model.maskiou for trial in plan.trials.values()]
     assert sum(not head.enabled for head in heads) == 1
     assert {(h.input, h.target, h.tau) for h in heads if h.enabled} == {
-        *((letter, 1, 0.0) for letter in "abcdef"), ("a", 2, 0.0), ("a", 3, 0.0), *(("a", 1, t) for t in (0.3, 0.5, 0.7)),
+        *((letter, 1, 0.0) for letter in "abcdef"), ("a", 2, 0.0), ("a", 3, 0.0),
+        *(("a", 1, tau) for tau in (0.3, 0.5, 0.7)),
     }  # fmt: skip
     first = [planned.rows[0] for planned in plan.tables]
     assert first[0].trials == first[1].trials  # Mask R-CNN, in Table 4 and in Table 5
