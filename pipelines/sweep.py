@@ -12,22 +12,31 @@ space that shares trials with an earlier one, go into the same folder.
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from cluster.session import connect
 from msrcnn.config import difference
 from msrcnn.errors import InputError
-from pipelines.manifest import read_manifest
+from pipelines.manifest import Manifest, read_manifest
 from pipelines.progress import duration
-from pipelines.storage import exclusively, locate
+from pipelines.run_directory import read_record as read_run
+from pipelines.storage import Location, exclusively, locate, on_disk
 from pipelines.sweep_options import SweepConfig
+from pipelines.sweep_outcomes import tables_of
 from pipelines.sweep_places import places
-from pipelines.sweep_plan import make_plan
-from pipelines.sweep_results import tables_of
-from pipelines.sweep_table import TableResult, write_report
+from pipelines.sweep_plan import Plan, make_plan
+from pipelines.sweep_plots import write_figures
+from pipelines.sweep_results import TableResult
+from pipelines.sweep_table import lines, write_report
 from pipelines.sweep_tune import run_trials
+from pipelines.tracking import Tracker
+from pipelines.train_setup import prepare
+from pipelines.trial import EPOCH, RUNS, read_result
 
 SWEEP = "sweep.json"
 REPORT = "sweep"
