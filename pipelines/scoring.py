@@ -221,8 +221,9 @@ def score_all(
         InputError: from `score_part`, or a task was lost again and again.
     """
     log(f"scoring the detections on {manifest.rows} images")
-    score_task = ray.remote(num_cpus=cpus)(_score_task)
-    join_task = ray.remote(num_cpus=cpus)(_join_task)
+    # By default what a trial of Ray Tune starts must fit into the trial's own reservation.
+    options: dict[str, Any] = {"num_cpus": cpus, "scheduling_strategy": "DEFAULT"}
+    score_task, join_task = ray.remote(**options)(_score_task), ray.remote(**options)(_join_task)
     shared = detections.folder, categories_of(manifest), detections.origin.heads
     leaves = {score_task.remote(group, *shared): group.rows for group in groups}
     level = list(leaves)

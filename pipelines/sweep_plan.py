@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from msrcnn.presets import find_preset
 from pipelines.options import EvaluateConfig, TrainConfig, TrainingOptions
 from pipelines.storage import locate
 from pipelines.sweep_options import FROM_SCRATCH, SweepConfig
-from pipelines.tracking import flatten
+from pipelines.tracking import absolute, flatten
 from pipelines.trial import EVALUATIONS, RUNS, Trial
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.heads import head_config, heads_of
@@ -123,16 +124,19 @@ class TrialMaker:
         digest = _digest([to_dict(model), to_dict(solver), to_dict(data), weights, fusion])
         name = f"{_slug(varied)}-seed{seed}-{digest}"
         common = {f.name: getattr(config, f.name) for f in fields(TrainingOptions)}
+        if config.tracking:
+            common["tracking"] = absolute(config.tracking)
+        validation = locate(config.validation).url  # a trial's process runs in another folder
         train = TrainConfig(
-            **{**common, "model": model, "solver": solver, "data": data}, shards=config.shards,
-            run=(out / RUNS / name).url, weights=weights, register="",
-            validation=config.validation if config.asha else None,
+            **{**common, "model": model, "solver": solver, "data": data}, shards=locate(config.shards).url,
+            run=(out / RUNS / name).url, weights=_absolute(weights), register="",
+            validation=validation if config.asha else None,
         )  # fmt: skip
         evaluate = EvaluateConfig(
-            (out / RUNS / name).url, config.validation, (out / EVALUATIONS / name).url, gpu=config.gpu, figures=False,
-            tracking=config.tracking, experiment=config.experiment, address=config.address,
+            (out / RUNS / name).url, validation, (out / EVALUATIONS / name).url, gpu=config.gpu, figures=False,
+            tracking=common["tracking"], experiment=config.experiment, address=config.address,
         )  # fmt: skip
-        test_dev = None if config.test_dev is None else str(config.test_dev)
+        test_dev = None if config.test_dev is None else locate(config.test_dev).url
         return Trial(name, digest, dict(varied), train, evaluate, fusion, test_dev)
 
 
@@ -308,6 +312,11 @@ def _relative(head: MaskIoUConfig, main: MaskIoUConfig) -> str:
     """In what a head differs from the main one, as `ModelConfig.heads` has it."""
     changed = (f.name for f in fields(head) if getattr(head, f.name) != getattr(main, f.name))
     return ",".join(f"{name}={getattr(head, name)}" for name in changed)
+
+
+def _absolute(weights: str | None) -> str | None:
+    """A file's path from anywhere; a name of torchvision's as it is."""
+    return locate(weights).url if weights and Path(weights).exists() else weights
 
 
 def _digest(identity: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -58,6 +59,7 @@ def run_trials(
         log(f"{number} trials, all of them done already")
         return {}
     os.environ.update(ENVIRONMENT)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
     done = number - len(missing) if plan.search is None else 0
     log(f"{number} trials, {concurrent} at a time" + (f"; {done} done already" if done else ""))
     with watched(out, number, done, log):
