@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from tests.clusters import nodes, processes_of
 from tests.evaluations import Command, evaluation_of, write_model, write_shapes_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -50,6 +51,19 @@ def test_a_killed_actor_costs_nothing(options, undisturbed, tmp_path):
     assert command.kill(ACTOR) > 0
     assert len(command.parts()) < PARTS
     command.finish()
+    check(command, undisturbed)
+
+
+def test_a_killed_node_costs_nothing(options, undisturbed, tmp_path):
+    """A machine vanishes with its inference processes; the others do what it had not finished."""
+    with nodes(1, 1) as (cluster, machines):
+        command = Command(tmp_path / "run", [*options, "--actors", "2", "--address", cluster.address])
+        command.start()
+        command.wait_for_parts(4)
+        busy = [machine for machine in machines if processes_of(machine, ACTOR)]
+        cluster.remove_node(busy[0], allow_graceful=False)
+        assert len(command.parts()) < PARTS
+        command.finish()
     check(command, undisturbed)
 
 

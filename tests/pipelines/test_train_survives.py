@@ -4,11 +4,9 @@ Real processes on this machine: the command, its Ray, clusters of several nodes.
 """
 
 import json
-import os
 import random
 import re
 import time
-from contextlib import contextmanager
 from itertools import groupby
 
 import pytest
@@ -18,6 +16,7 @@ from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
 from pipelines.checkpoint_list import next_step
 from pipelines.storage import locate
+from tests.clusters import nodes
 from tests.mlflow_server import Server
 from tests.training_runs import CONTROLLER, MAILBOX, WORKER, Training, assert_each_once, assert_same_weights
 
@@ -136,19 +135,6 @@ def test_another_number_of_workers_goes_on_inside_the_epoch(shards, tmp_path, be
     assert begun[0] == 0
     assert begun[1] % (STEPS // EPOCHS) > 0, "the second did not begin inside an epoch"
     assert_each_once(training, EPOCHS, IMAGES // BATCH * BATCH)
-
-
-@contextmanager
-def nodes(*cpus: float):
-    """A Ray cluster: a head for the driver, and nodes of so many CPUs."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        yield cluster, [cluster.add_node(num_cpus=number) for number in cpus]
-    finally:
-        cluster.shutdown()
 
 
 @pytest.mark.parametrize("seed", [7, 8, 9])
