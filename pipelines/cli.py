@@ -13,7 +13,7 @@ from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.errors import InputError
 from msrcnn.presets import find_preset
 
-INTERRUPTED = 130
+INTERRUPTED, FAILED = 130, 1
 PRESET = "r18-fpn"
 PRESET_VERBS = {"train": ("shards", "run"), "sweep": ("spaces", "shards", "validation", "out")}
 """Verbs whose settings start from a preset, and their options without a default."""
@@ -91,7 +91,8 @@ def run_sweep(config: Any) -> None:
     """`msrcnn sweep`."""
     from pipelines.sweep import sweep
 
-    sweep(config)
+    if sweep(config).failures:
+        sys.exit(FAILED)
 
 
 def run_data(config: Any) -> None:
@@ -227,7 +228,7 @@ def _value_of(option: str, arguments: Sequence[str], default: str) -> str:
 
 
 def main() -> None:
-    """Entry point: exit code 0, 2 for input that cannot be used, 130 when interrupted."""
+    """Entry point: exit code 0, 1 where a part of the work failed, 2 for input that cannot be used, 130 when interrupted."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

@@ -53,7 +53,20 @@ class SweepRecord:
     mlflow_address: str
 
 
-def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> tuple[TableResult, ...]:
+@dataclass(frozen=True)
+class SweepReport:
+    """What came of a sweep.
+
+    Attributes:
+        tables: one a space.
+        failures: why trials failed, by name; the same command tries them again.
+    """
+
+    tables: tuple[TableResult, ...]
+    failures: dict[str, str]
+
+
+def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepReport:
     """Runs what is missing of a sweep and reports.
 
     Raises:
@@ -91,7 +104,9 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> tuple[Tabl
         for line in lines(table):
             log(line)
     log(f"swept in {duration(time.monotonic() - began)}: {out}")
-    return tables
+    if failures:
+        log(f"{len(failures)} trials failed; the same command tries them again")
+    return SweepReport(tables, failures)
 
 
 def check_trials(plan: Plan, manifest: Manifest) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +16,8 @@ from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.weights import save_model
 from pipelines.manifest import read_manifest
 from pipelines.options import ShardConfig
+from tests.commands import Command
 from tests.tiny import CONFIG, make_model
-from tests.training_runs import processes
 
 SIDE = 96
 
@@ -67,34 +62,18 @@ def evaluation_of(out: str | Path) -> Evaluation:
 
 
 @dataclass
-class Command:
-    """`msrcnn evaluate` in a process with a Ray of its own; the same command again goes on."""
+class Evaluating(Command):
+    """`msrcnn evaluate` in a process."""
 
     folder: Path
     options: list[str]
-    driver: subprocess.Popen[bytes] | None = None
 
     @property
     def out(self) -> Path:
         return self.folder / "out"
 
-    @property
-    def mark(self) -> str:
-        """In the environment of the driver and of all that it starts."""
-        return f"MSRCNN_TEST={self.folder}"
-
-    def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        environment |= dict([self.mark.split("=", 1)], PYTHONUNBUFFERED="1")
-        command = [sys.executable, "-c", "from pipelines.cli import main; main()", "evaluate", "--out", str(self.out),
-                   "--tracking", f"sqlite:///{self.folder}/mlflow.db", *self.options]  # fmt: skip
-        with (self.folder / "log").open("ab") as log:
-            self.driver = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                                           cwd=Path(__file__).parents[1])  # fmt: skip
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+    def arguments(self) -> list[str]:
+        return ["evaluate", "--out", str(self.out), "--tracking", f"sqlite:///{self.folder}/mlflow.db", *self.options]
 
     def parts(self) -> list[str]:
         """Names of the parts that are there."""
@@ -104,20 +83,6 @@ class Command:
     def wait_for_parts(self, number: int, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while len(self.parts()) < number:
-            assert self.driver is not None
-            assert self.driver.poll() is None, f"ended with {self.driver.returncode}:\n{self.log()[-3000:]}"
+            self.check_alive()
             assert time.monotonic() < deadline, f"not within {seconds} s\n{self.log()[-3000:]}"
             time.sleep(0.02)
-
-    def kill(self, title: str = "") -> int:
-        """SIGKILL to its processes with `title` in their command line (all, if it is empty); how many there were."""
-        found = processes(title, self.mark)
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return len(found)
-
-    def finish(self, seconds: float = 400) -> None:
-        """Returns when it has ended well."""
-        assert self.driver is not None
-        assert self.driver.wait(seconds) == 0, self.log()[-3000:]

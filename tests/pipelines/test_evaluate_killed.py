@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
 
 import pytest
 
 from tests.clusters import nodes, processes_of
-from tests.evaluations import Command, evaluation_of, write_model, write_shapes_shards
+from tests.evaluations import Evaluating, evaluation_of, write_model, write_shapes_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,13 +27,13 @@ def options(tmp_path_factory, ray_session):  # noqa: ARG001  the cluster must be
 
 @pytest.fixture(scope="module")
 def undisturbed(options, tmp_path_factory):
-    command = Command(tmp_path_factory.mktemp("undisturbed"), options)
+    command = Evaluating(tmp_path_factory.mktemp("undisturbed"), options)
     command.start()
-    command.finish()
+    assert command.finish() == 0
     return evaluation_of(command.out)
 
 
-def check(command: Command, undisturbed) -> None:
+def check(command: Evaluating, undisturbed) -> None:
     ours = evaluation_of(command.out)
     assert len(command.parts()) == PARTS
     assert sorted({row["image_id"] for row in ours.rows}) == sorted({row["image_id"] for row in undisturbed.rows})
@@ -45,45 +44,42 @@ def check(command: Command, undisturbed) -> None:
 
 
 def test_a_killed_actor_costs_nothing(options, undisturbed, tmp_path):
-    command = Command(tmp_path / "run", options)
+    command = Evaluating(tmp_path / "run", options)
     command.start()
     command.wait_for_parts(4)
-    assert command.kill(ACTOR) > 0
+    assert command.kill_all(ACTOR) > 0
     assert len(command.parts()) < PARTS
-    command.finish()
+    assert command.finish() == 0
     check(command, undisturbed)
 
 
 def test_a_killed_node_costs_nothing(options, undisturbed, tmp_path):
     """A machine vanishes with its inference processes; the others do what it had not finished."""
     with nodes(1, 1) as (cluster, machines):
-        command = Command(tmp_path / "run", [*options, "--actors", "2", "--address", cluster.address])
+        command = Evaluating(tmp_path / "run", [*options, "--actors", "2", "--address", cluster.address])
         command.start()
         command.wait_for_parts(4)
         busy = [machine for machine in machines if processes_of(machine, ACTOR)]
         cluster.remove_node(busy[0], allow_graceful=False)
         assert len(command.parts()) < PARTS
-        command.finish()
+        assert command.finish() == 0
     check(command, undisturbed)
 
 
 def test_a_killed_driver_goes_on_where_it_was(options, undisturbed, tmp_path):
     """First the driver alone, whose Ray may outlive it for a moment; then everything at once."""
-    command = Command(tmp_path / "run", options)
+    command = Evaluating(tmp_path / "run", options)
     command.start()
     command.wait_for_parts(4)
-    assert command.driver is not None
-    command.driver.kill()
-    assert command.driver.wait() == -signal.SIGKILL
+    command.kill_driver()
     kept = len(command.parts())
     assert 4 <= kept < PARTS
     command.start()
     command.wait_for_parts(kept + 6)
-    command.kill()
-    command.driver.wait()
+    command.kill_all()
     assert len(command.parts()) < PARTS
     command.start()
-    command.finish()
+    assert command.finish() == 0
     there = [int(n) for n in re.findall(rf"(\d+) of {PARTS} parts are there already", command.log())]
     assert len(there) == 2
     assert kept <= there[0] < there[1] < PARTS

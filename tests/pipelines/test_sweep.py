@@ -1,0 +1,173 @@
+"""Sweeps as commands: interrupted, failing, stopped early; real trainings of a small model on real processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from msrcnn.data.shapes import write_shapes
+from msrcnn.data.shapes_config import ShapesConfig
+from pipelines.options import ShardConfig
+from tests.commands import Command
+
+pytestmark = pytest.mark.ray
+SMALL = [
+    "--threads", "1", "--model.channels", "32", "--model.hidden", "64",
+    "--data.short-side", "64", "--data.long-side", "64", "--solver.warmup-steps", "4",
+]  # fmt: skip
+
+
+@dataclass
+class Sweeping(Command):
+    """`msrcnn sweep` in a process."""
+
+    folder: Path
+    shards: Path
+    spaces: list[str]
+    options: list[str] = field(default_factory=list)
+    preset: str = "demo"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def arguments(self) -> list[str]:
+        return ["sweep", *self.spaces, "--shards", str(self.shards / "train"), "--validation", str(self.shards / "val"),
+                "--out", str(self.out), "--tracking", f"sqlite:///{self.folder}/mlflow.db", "--preset", self.preset,
+                *SMALL, *self.options]  # fmt: skip
+
+    def results(self) -> dict[str, dict]:
+        """The outcome of each trial that has one, by name."""
+        return {p.stem: json.loads(p.read_text()) for p in sorted((self.out / "results").glob("*.json"))}
+
+    def rows(self, report: str) -> list[dict]:
+        """Of the only table in a report."""
+        (table,) = json.loads((self.out / f"{report}.json").read_text())["tables"]
+        return table["rows"]
+
+    def runs(self) -> tuple[dict, list]:
+        """The sweep's own run in MLflow, and those of its trials."""
+        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+        record = json.loads((self.out / "sweep.json").read_text())
+        parent = client.get_run(record["mlflow_run"])
+        everything = client.search_runs([parent.info.experiment_id], max_results=100)
+        children = [run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert len(everything) == 1 + len(children)
+        return parent, children
+
+
+def make_shards(folder: Path, train: int, val: int) -> Path:
+    from pipelines.shard import shard
+
+    write_shapes(ShapesConfig(train=train, val=val, size=64), folder)
+    for split in ("train", "val"):
+        shard(ShardConfig(folder / "annotations" / f"instances_{split}.json", folder / split, folder / "shards" / split,
+                          row_group=8), log=lambda _: None)  # fmt: skip
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, ray_session):  # noqa: ARG001  the cluster must be up to shard
+    return make_shards(tmp_path_factory.mktemp("shapes"), 24, 8)
+
+
+def space(tmp_path: Path, text: str) -> str:
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "mine.toml").write_text(f'title = "Mine"\ncolumns = ["AP", "box AP"]\n{text}')
+    return str(tmp_path / "mine.toml")
+
+
+def test_a_users_space_by_path_with_a_row_that_fails(shards, tmp_path):
+    """The other row goes on, both are in the report, the exit code says that something is missing."""
+    file = space(tmp_path, f"""
+[[rows]]
+name = "begins with what is not there"
+settings = {{weights = "{tmp_path}/absent.pt"}}
+[[rows]]
+name = "small steps"
+settings = {{solver.lr = 0.01}}
+published = {{AP = 12.5}}
+""")  # fmt: skip
+    sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "1"])
+    sweep.start()
+    assert sweep.finish() == 1
+    failed, fine = sweep.rows("mine")
+    assert "absent.pt" in failed["state"]
+    assert fine["state"] == ""
+    assert fine["published"] == {"AP": 12.5}
+    (result,) = sweep.results().values()
+    assert result["settings"] == {"solver.lr": 0.01}
+    parent, children = sweep.runs()
+    assert parent.info.status == "FINISHED"
+    assert {run.info.status for run in children} <= {"FINISHED", "FAILED"}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_is_finished_by_the_same_command(shards, tmp_path):
+    """Two by two trials, two at a time; nothing that was finished runs twice, nothing is left open."""
+    file = space(tmp_path, '[vary]\nsolver.lr = [0.04, 0.08]\nmodel.selection.method = ["gaussian", "hard"]\n')
+    sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "2", "--concurrent", "2"])
+    sweep.start()
+    sweep.wait_for(r"trial .* done", seconds=400)
+    sweep.kill_all()
+    before = {path.name: path.stat().st_mtime_ns for path in (sweep.out / "results").iterdir()}
+    assert 1 <= len(before) < 4
+    logs = {name: (sweep.out / "logs" / f"{name}.txt").read_text() for name in map(lambda n: n[:-5], before)}
+    sweep.start()
+    assert sweep.finish() == 0
+    assert f"4 trials, 2 at a time; {len(before)} done already" in sweep.log()
+    after = {path.name: path.stat().st_mtime_ns for path in (sweep.out / "results").iterdir()}
+    assert len(after) == 4
+    assert {name: after[name] for name in before} == before
+    assert {name: (sweep.out / "logs" / f"{name}.txt").read_text() for name in logs} == logs
+    assert len(sweep.rows("mine")) == 4
+    assert all(row["state"] == "" and row["values"]["AP"][0] is not None for row in sweep.rows("mine"))
+    parent, children = sweep.runs()
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
+    assert {run.info.run_name for run in children} == {name[:-5] for name in after}
+    sweep.start()
+    assert sweep.finish() == 0
+    assert "4 trials, all of them done already" in sweep.log()
+
+
+@pytest.mark.slow
+def test_asha_stops_a_bad_trial_and_its_place_serves_the_next(tmp_path):
+    """One trial at a time, so that the third cannot begin unless the second has given everything back."""
+    shards = make_shards(tmp_path / "shapes", 160, 8)
+    file = space(tmp_path, "[vary]\nsolver.lr = [0.08, 0.000001, 0.07]\n")
+    sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "6", "--concurrent", "1", "--asha"])
+    sweep.start()
+    assert sweep.finish(900) == 0
+    results = {name: result.get("stopped", False) for name, result in sweep.results().items()}
+    assert len(results) == 3
+    (bad,) = (name for name, was_stopped in results.items() if was_stopped)
+    assert bad.startswith("lr-1e-06")
+    assert sweep.results()[bad]["epoch"] < 6
+    (row,) = (row for row in sweep.rows("mine") if row["settings"]["solver.lr"] == 1e-6)
+    assert row["state"].startswith("stopped after ")
+    parent, children = sweep.runs()
+    assert parent.info.status == "FINISHED"
+    by_name = {run.info.run_name: run for run in children}
+    assert by_name[bad].info.status == "KILLED"
+    assert by_name[bad].data.tags["sweep.stopped"].startswith("after ")
+    assert {run.info.status for name, run in by_name.items() if name != bad} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_every_backbone_of_tables_1_and_2(shards, tmp_path):
+    """Tiny settings through all of them; the paper's rows stand beside."""
+    sweep = Sweeping(tmp_path / "sweep", shards, ["backbone"], ["--solver.epochs", "1", "--weights", "none",
+                     "--model.norm", "group_norm", "--model.frozen-stages", "0", "--model.roi.samples", "16",
+                     "--model.rpn.train-proposals", "50", "--model.rpn.test-proposals", "20",
+                     "--model.selection.top-k", "10"], preset="r18-fpn")  # fmt: skip
+    sweep.start()
+    assert sweep.finish(3000) == 0
+    rows = sweep.rows("backbone")
+    assert len(rows) == 10
+    assert all(row["state"] == "" for row in rows)
+    published = {row["name"]: row["published"]["AP"] for row in rows}
+    assert published["MS R-CNN, R18-FPN"] == 29.3
