@@ -228,7 +228,7 @@ def _value_of(option: str, arguments: Sequence[str], default: str) -> str:
 
 
 def main() -> None:
-    """Entry point: exit code 0, 1 where a part of the work failed, 2 for input that cannot be used, 130 when interrupted."""
+    """Entry point: exit code 0, 1 if part of the work failed, 2 for input that cannot be used, 130 when interrupted."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

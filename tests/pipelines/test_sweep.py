@@ -116,7 +116,7 @@ def test_a_killed_sweep_is_finished_by_the_same_command(shards, tmp_path):
     sweep.kill_all()
     before = {path.name: path.stat().st_mtime_ns for path in (sweep.out / "results").iterdir()}
     assert 1 <= len(before) < 4
-    logs = {name: (sweep.out / "logs" / f"{name}.txt").read_text() for name in map(lambda n: n[:-5], before)}
+    logs = {name: (sweep.out / "logs" / f"{name}.txt").read_text() for name in (n[:-5] for n in before)}
     sweep.start()
     assert sweep.finish() == 0
     assert f"4 trials, 2 at a time; {len(before)} done already" in sweep.log()
