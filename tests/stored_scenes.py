@@ -38,10 +38,11 @@ def result_rows(truth: ImageTruth, found: ImageDetections | None) -> list[dict[s
     common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
     if found is None:
         return [common | {"error": FAILED.format(truth.image_id)}]
-    names = ("category", "bbox", "class_score", "maskiou", "mask_score", "rle")
+    names = ("category", "bbox", "class_score", "maskiou", "maskious", "mask_score", "rle")
+    of_heads = [None] * len(found.rles) if found.head_maskious is None else found.head_maskious.tolist()
     columns = zip(
-        found.categories.tolist(), found.boxes.tolist(), found.class_scores, found.maskious, found.mask_scores,
-        found.rles, strict=True,
+        found.categories.tolist(), found.boxes.tolist(), found.class_scores, found.maskious, of_heads,
+        found.mask_scores, found.rles, strict=True,
     )  # fmt: skip
     return [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
 
@@ -73,13 +74,18 @@ def write_shards(
 
 
 def write_detections(
-    folder: str | Path, manifest: Manifest, found: dict[int, ImageDetections | None], model: str = "0" * 64
-) -> tuple[list[RowGroup], StoredDetections]:
-    """The parts of all row groups, in FOLDER/detections; images that are not in `found` have no row at all."""
+    folder: str | Path, manifest: Manifest, found: dict[int, ImageDetections | None], model: str = "0" * 64,
+    heads: Sequence[str] = (),
+) -> tuple[list[RowGroup], StoredDetections]:  # fmt: skip
+    """The parts of all row groups, in FOLDER/detections; images that are not in `found` have no row at all.
+
+    Args:
+        heads: names of the further MaskIoU heads whose predictions are in `found`.
+    """
     place = locate(folder) / DETECTIONS
     place.make_folder()
     groups = row_groups(manifest)
-    origin = Origin(model, manifest.fingerprint, {"rows": VERSION})
+    origin = Origin(model, manifest.fingerprint, {"rows": VERSION, "heads": list(heads)})
     for group in groups:
         truths = truths_of(pq.ParquetFile(group.path).read_row_group(group.index))
         rows = [row for t in truths if t.image_id in found for row in result_rows(t, found[t.image_id])]

@@ -61,6 +61,20 @@ def test_head_cost() -> None:
 
 
 @pytest.mark.slow
+def test_many_heads() -> None:
+    found = figures(run("many_heads"))
+    assert found["same_losses"]
+    assert found["heads"] == 11
+    for trained in ("maskiou", "all"):
+        assert 1 / 11 < found[f"{trained}_macs_ratio"] < 1
+        assert found[f"{trained}_loss_difference"] <= 1e-5
+        times = [found[f"{trained}_{side}_ms"] for side in ("many", "one_by_one")]
+        assert found[f"{trained}_ratio"] == pytest.approx(times[0] / times[1], rel=0.5)
+    assert found["all_macs_ratio"] < found["maskiou_macs_ratio"]
+    assert found["ratio_to_macs"] == max(found[f"{trained}_ratio_to_macs"] for trained in ("maskiou", "all"))
+
+
+@pytest.mark.slow
 def test_train_step() -> None:
     found = figures(run("train_step", "--rounds", "2"))
     sides = ("ours", "ours_with_head", "torchvision")

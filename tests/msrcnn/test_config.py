@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from msrcnn.config import (
     to_dict,
 )
 from msrcnn.errors import InputError
+from msrcnn.maskiou_config import plain_name
+from msrcnn.presets import PRESETS
 
 NAN = float("nan")
 REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
@@ -100,6 +103,62 @@ def test_a_head_that_is_left_out_cannot_be_what_trains() -> None:
     assert not ModelConfig(maskiou=MaskIoUConfig(enabled=False)).maskiou.enabled
 
 
+FORM = "FIELD=VALUE,... of the fields input, target, tau, weight"
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (("depth=3",), f"model.heads = 'depth=3' is not accepted; it must be {FORM}"),
+        (("enabled=False",), f"model.heads = 'enabled=False' is not accepted; it must be {FORM}"),
+        (("b",), f"model.heads = 'b' is not accepted; it must be {FORM}"),
+        (("",), f"model.heads = '' is not accepted; it must be {FORM}"),
+        (("input=b,input=c",), f"model.heads = 'input=b,input=c' is not accepted; it must be {FORM}"),
+        (("input=b,",), f"model.heads = 'input=b,' is not accepted; it must be {FORM}"),
+        (("tau=half",), "model.heads = 'tau=half' is not accepted; it must be tau= and a number"),
+        (("target=2.0",), "model.heads = 'target=2.0' is not accepted; it must be target= and a number"),
+        (("input=g",), "model.heads = 'input=g' is not accepted; maskiou.input = 'g' is not accepted; it must be a, b"),
+        (("tau=nan",), "model.heads = 'tau=nan' is not accepted; maskiou.tau = nan is not accepted; it must be in"),
+        (("input=a",), "model.heads = 'input=a' is not accepted; it must be another head than that of maskiou"),
+        (("tau=0.5", "tau=.50"), "model.heads = 'tau=.50' is not accepted; it must be another head than those named"),
+        (("input=b", "input=b,target=1"), "model.heads = 'input=b,target=1' is not accepted; it must be another head"),
+    ],
+)
+def test_heads_that_are_refused(heads: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ModelConfig(heads=heads)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_are_named_by_what_differs_from_the_main_one() -> None:
+    config = ModelConfig(heads=("tau=.30,input=b", "input=c,target=1", "target=02"))
+    assert config.heads == ("input=b,tau=0.3", "input=c", "target=2")
+    b, c = MaskIoUConfig(input="b", tau=0.3), MaskIoUConfig(input="c")
+    assert config.all_heads == (MaskIoUConfig(), b, c, MaskIoUConfig(target=2))
+    assert [MaskIoUConfig().name_of(head) for head in (b, c)] == ["input=b,tau=0.3", "input=c"]
+    assert b.variant(b.name_of(c)) == c
+    assert ModelConfig(maskiou=b, heads=("input=a",)).all_heads[1] == MaskIoUConfig(tau=0.3)
+    assert [plain_name(name) for name in config.heads] == ["input-b_tau-0.3", "input-c", "target-2"]
+
+
+def test_heads_survive_plain_values() -> None:
+    config = ModelConfig(heads=("input=b,tau=0.3", "target=2"))
+    plain = json.loads(json.dumps(to_dict(config)))
+    assert plain["heads"] == ["input=b,tau=0.3", "target=2"]
+    assert model_config_from_dict(plain) == config
+    del plain["heads"]
+    assert model_config_from_dict(plain) == ModelConfig()
+    assert all(preset.model.heads == () for preset in PRESETS.values())
+
+
+def test_heads_want_a_main_one_and_masks_that_are_large_enough() -> None:
+    with pytest.raises(InputError, match=r"model\.heads = \('input=b',\) .* empty without maskiou\.enabled"):
+        ModelConfig(maskiou=MaskIoUConfig(enabled=False), heads=("input=b",))
+    with pytest.raises(InputError, match=r"maskiou\.input = 'd' .* without a neck"):
+        ModelConfig(neck="none", levels=(4,), anchor_sizes=((32, 64),), heads=("input=d",))
+
+
 def test_deformable_wants_the_last_stage() -> None:
     with pytest.raises(InputError, match=r"model\.deformable = True is not accepted; .* levels end below 5"):
         ModelConfig(levels=(3, 4), deformable=True)
@@ -147,7 +206,15 @@ def test_configurations_cannot_be_changed_in_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["msrcnn", "msrcnn.config", "msrcnn.presets", "msrcnn.errors", "msrcnn.data.shapes_config"]
+    "module",
+    [
+        "msrcnn",
+        "msrcnn.config",
+        "msrcnn.presets",
+        "msrcnn.errors",
+        "msrcnn.maskiou_config",
+        "msrcnn.data.shapes_config",
+    ],
 )
 def test_importing_is_cheap(module: str) -> None:
     code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"

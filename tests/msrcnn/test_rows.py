@@ -21,6 +21,24 @@ def test_a_score_without_rank(scene, field, value):
         replace(scene.detections, **{field: scores})
 
 
+def test_a_further_head_s_score_without_rank(scene):
+    values = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, np.nan]], np.float32)
+    with pytest.raises(InputError, match=r"detections of image 31: head_maskious\[2\] is not finite"):
+        replace(scene.detections, head_maskious=values)
+    with pytest.raises(InputError, match="head_maskious has 2 entries, expected 3"):
+        replace(scene.detections, head_maskious=values[:2])
+
+
+def test_the_detections_of_one_head(scene):
+    values = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], np.float32)
+    many = replace(scene.detections, head_maskious=values)
+    assert (many.heads, scene.detections.heads) == (2, 0)
+    found = many.of_head(1)
+    assert found.heads == 0
+    assert np.array_equal(found.maskious, values[:, 1])
+    assert np.array_equal(found.mask_scores, scene.detections.class_scores * values[:, 1])
+
+
 def test_columns_of_different_length(scene):
     with pytest.raises(InputError, match="detections of image 31: rles has 2 entries, expected 3"):
         replace(scene.detections, rles=scene.detections.rles[:2])

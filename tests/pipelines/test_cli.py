@@ -51,6 +51,14 @@ def test_rows_of_the_papers_tables_by_letter_and_number():
     assert (model.maskiou.input, model.maskiou.target, model.selection.method) == ("d", 3, "hard")
 
 
+def test_further_heads_are_named_one_after_the_other():
+    paths = ["--shards", "s", "--run", "r"]
+    options = parse("train", [*paths, "--model.heads", "input=b", "target=2,tau=0.5", "--model.hidden", "128"])
+    assert options.model.heads == ("input=b", "target=2,tau=0.5")
+    assert options.model.hidden == 128
+    assert parse("train", paths).model.heads == ()
+
+
 def test_sharding_has_flags_without_values():
     arguments = ["--annotations", "s3://bucket/a.json", "--images", "i", "--out", "o"]
     plain = parse("shard", arguments)

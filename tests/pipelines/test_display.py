@@ -41,6 +41,12 @@ def test_a_record_is_one_plain_line(job):
     assert lines == ["begins", LINE]
 
 
+def test_losses_of_further_heads_are_shown_as_one_mean(job):
+    heads = {"loss/maskiou": 0.5, "loss/maskiou.input-b": 0.25, "loss/maskiou.target-2": 0.75}
+    record = {**{k: v for k, v in RECORD.items() if k != "loss/total"}, **heads, "loss/total": 1.75}
+    assert "class 0.250 maskiou 0.500 maskiou heads 0.500 total 1.750  lr" in Display(job, print).line(record)
+
+
 def test_without_a_terminal_lines_are_printed(job, capsys):
     with Display(job, None) as display:
         display.record(RECORD)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from mlflow.utils.validation import _validate_metric
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import METRICS, CocoAP
@@ -17,6 +18,7 @@ from pipelines.detection_parts import read_parts
 from pipelines.reading import row_groups
 from pipelines.schema import DETECTION_ROW
 from pipelines.scoring import categories_of, join, score_all, score_part, summarise, summary_metrics
+from pipelines.storage import open_parquet
 from pipelines.stored_rows import images_of
 from pipelines.summary_table import summary_lines
 from tests.reference import reference_scenes
@@ -120,6 +122,76 @@ def test_parts_of_other_shards_or_an_incomplete_folder_are_refused(tmp_path, sto
     (detections.folder / "part-00001-0000.parquet").write((detections.folder / "part-00000-0000.parquet").read())
     with pytest.raises(InputError, match=r"part-00001-0000.*: image \d is not in the shards' row group"):
         score_part(groups[2], detections.folder, categories_of(manifest))
+
+
+HEADS = ("input=b", "tau=0.5,weight=2.0")
+
+
+@pytest.fixture
+def many(tmp_path, scenes):
+    """As `stored`, with two further MaskIoU heads; and the folder's files of each of them alone."""
+    manifest = write_shards(tmp_path / "shards", [s.truth for s in scenes], CATEGORIES, files=2, row_group=2)
+    rng = np.random.default_rng(4)
+    found = {
+        s.truth.image_id: replace(
+            s.detections,
+            head_maskious=rng.integers(-1, 11, (len(s.detections.rles), 2)).astype(np.float32) / np.float32(10),
+        )
+        for s in scenes[:5]
+    }
+    of_all = write_detections(tmp_path / "many", manifest, {**found, 6: None}, heads=HEADS)
+    alone = [
+        write_detections(tmp_path / str(v), manifest, {6: None} | {i: d.of_head(v) for i, d in found.items()})
+        for v in range(2)
+    ]
+    return manifest, of_all, alone
+
+
+def test_each_head_scores_as_if_its_maskious_were_the_only_ones(many, scenes):
+    manifest, (groups, detections), alone = many
+    assert detections.origin.heads == HEADS
+    categories = categories_of(manifest)
+    parts = [score_part(group, detections.folder, categories, HEADS) for group in groups]
+    summary = summarise("scenes", join(*parts), 20, 1)
+    assert list(summary.heads) == list(HEADS)
+    for name, (_, of_head) in zip(HEADS, alone, strict=True):
+        want = summarise("scenes", scored(manifest, groups, of_head), 20, 1)
+        assert repr(summary.heads[name]) == repr(want)
+        assert (want.ap.box, want.ap.mask_by_class) == (summary.ap.box, summary.ap.mask_by_class)
+        assert want.ap.mask_by_mask != summary.ap.mask_by_mask
+    found = {s.truth.image_id: s.detections if s.truth.image_id != 6 else None for s in scenes}
+    main = summarise("scenes", scored(manifest, *write_detections(detections.folder.parent / "main", manifest, found)),
+                     20, 1)  # fmt: skip
+    assert repr(replace(summary, heads={})) == repr(main)
+    assert repr(summarise("scenes", join(join(*parts[:3]), *parts[3:]), 20, 1)) == repr(summary)
+    assert repr(summarise("scenes", join(*parts[::-1]), 20, 1)) == repr(summary)
+
+
+def test_names_and_lines_of_heads(many):
+    manifest, (groups, detections), _ = many
+    categories = categories_of(manifest)
+    parts = [score_part(group, detections.folder, categories, HEADS) for group in groups]
+    summary = summarise("scenes", join(*parts), 0, 0)
+    metrics = summary_metrics(summary)
+    second = summary.heads[HEADS[1]]
+    assert metrics["heads/tau-0.5_weight-2.0/AP75"] == second.ap.mask_by_mask["AP75"]
+    assert metrics["heads/input-b/correlation"] == summary.heads["input=b"].maskiou.all_detections.maskiou_pearson
+    for name, value in metrics.items():
+        _validate_metric(name, float(np.nan_to_num(value)), 0, 0)
+    table = list(summary_lines(summary))[-2]
+    assert [line.split()[1] for line in table.splitlines() if "│" in line] == ["maskiou", *HEADS]
+    assert f"{second.maskiou.matched.maskiou_pearson:.3f}" in table
+    assert json.loads(json.dumps(asdict(summary)))["heads"][HEADS[1]]["ap"]["box"] == summary.ap.box
+
+
+def test_rows_of_other_heads_are_refused(many):
+    manifest, (groups, detections), _ = many
+    with pytest.raises(InputError, match="a row has 2 predicted MaskIoUs of further heads, expected are 0"):
+        score_part(groups[0], detections.folder, categories_of(manifest))
+    rows = open_parquet((detections.folder / "part-00000-0000.parquet").url).read().to_pylist()
+    rows[0]["maskious"] = [0.5]
+    with pytest.raises(InputError, match="some have more predicted MaskIoUs than others"):
+        images_of(pa.Table.from_pylist(rows, DETECTION_ROW))
 
 
 @pytest.mark.ray
