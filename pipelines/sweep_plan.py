@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from msrcnn.config import DataConfig, MaskIoUConfig, ModelConfig, SolverConfig, to_dict
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict
 from msrcnn.errors import InputError
+from msrcnn.maskiou_config import MaskIoUConfig
 from msrcnn.presets import find_preset
 from pipelines.options import EvaluateConfig, TrainConfig, TrainingOptions
 from pipelines.storage import locate
@@ -22,7 +23,7 @@ from pipelines.sweep_options import FROM_SCRATCH, SweepConfig
 from pipelines.tracking import absolute, flatten
 from pipelines.trial import EVALUATIONS, RUNS, Trial
 from tune_spaces.definition import Choices, Range, Row, Space
-from tune_spaces.heads import head_config, heads_of
+from tune_spaces.heads import heads_of
 from tune_spaces.settings import FUSION, base_of, configure
 from tune_spaces.space import find_space
 
@@ -262,10 +263,11 @@ def _many_heads(config: SweepConfig, spaces: Sequence[Space]) -> Plan:
     maker = TrialMaker(config, spaces[0].fixed)
     heads = list(dict.fromkeys(text for of in texts.values() for text in of.values()))
     main = "" if "" in heads else heads[0]
-    relative = {text: _relative(head_config(text), head_config(main)) for text in heads}
+    configs = {text: MaskIoUConfig().variant(text) if text else MaskIoUConfig() for text in heads}
+    relative = {text: configs[main].name_of(head) for text, head in configs.items()}
     settings = maker.settings({})
     model, solver, data = configure(base_of(settings), settings)
-    model = replace(model, maskiou=head_config(main), heads=tuple(name for name in relative.values() if name),
+    model = replace(model, maskiou=configs[main], heads=tuple(name for name in relative.values() if name),
                     trained="maskiou" if config.trunk else model.trained)  # fmt: skip
     weights = _trunk(config.trunk) if config.trunk else settings.get("weights")
     made = [maker.build({"heads": len(heads)}, seed, (model, solver, data), weights) for seed in config.seeds]
@@ -306,12 +308,6 @@ def _difference_to_alone(config: SweepConfig) -> str:
         "boxes and masks are the same in every row, so rows differ by the ranking alone, and Mask R-CNN's row is the "
         "class score of the same detections."
     )
-
-
-def _relative(head: MaskIoUConfig, main: MaskIoUConfig) -> str:
-    """In what a head differs from the main one, as `ModelConfig.heads` has it."""
-    changed = (f.name for f in fields(head) if getattr(head, f.name) != getattr(main, f.name))
-    return ",".join(f"{name}={getattr(head, name)}" for name in changed)
 
 
 def _absolute(weights: str | None) -> str | None:

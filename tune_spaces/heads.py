@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from msrcnn.config import MaskIoUConfig, difference, to_dict
-from msrcnn.errors import InputError
+from msrcnn.config import difference, to_dict
+from msrcnn.maskiou_config import MaskIoUConfig
 from tune_spaces.definition import Space
-from tune_spaces.settings import base_of, configure, typed
-
-PREFIX = "model.maskiou."
+from tune_spaces.settings import base_of, configure
 
 
 def heads_of(space: Space, over: Mapping[str, Any] | None = None) -> tuple[dict[str, str] | None, str]:
@@ -42,35 +39,5 @@ def heads_of(space: Space, over: Mapping[str, Any] | None = None) -> tuple[dict[
         elif changed := difference(first[1], without):
             return None, f"rows {first[0]!r} and {row.name!r} differ in {changed[0]}"
         if model.maskiou.enabled:
-            heads[row.name] = head_text(model.maskiou)
+            heads[row.name] = MaskIoUConfig().name_of(model.maskiou)
     return (heads, "") if heads else (None, "no row has a MaskIoU head")
-
-
-def head_text(head: MaskIoUConfig) -> str:
-    """In what a head differs from the default one, as 'input=b,tau=0.5'; empty if in nothing."""
-    names = (f.name for f in dataclasses.fields(head) if f.name != "enabled")
-    return ",".join(f"{n}={getattr(head, n)}" for n in names if getattr(head, n) != getattr(MaskIoUConfig(), n))
-
-
-def head_config(text: str) -> MaskIoUConfig:
-    """Reads back `head_text`.
-
-    Raises:
-        InputError: the text is of another form, or a field or its value not accepted.
-    """
-    fields: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, mark, value = part.partition("=")
-        if not mark:
-            raise InputError(f"MaskIoU head {text!r}: {part!r} is not accepted; it must be FIELD=VALUE")
-        fields[name] = typed(PREFIX + name, value if name == "input" else _number(value))
-    return dataclasses.replace(MaskIoUConfig(), **fields)
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text

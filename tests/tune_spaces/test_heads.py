@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msrcnn.config import MaskIoUConfig
-from msrcnn.errors import InputError
-from tune_spaces.heads import head_config, head_text, heads_of
+from tune_spaces.heads import heads_of
 from tune_spaces.space import find_space, parse
 
 
@@ -61,16 +59,3 @@ def test_weights_are_part_of_the_trunk():
 def test_other_presets_may_stand_below():
     heads, _ = heads_of(find_space("tau"), {"preset": "demo", "model.maskiou.weight": 0.5})
     assert list(heads.values())[:2] == ["weight=0.5", "tau=0.3,weight=0.5"]
-
-
-@pytest.mark.parametrize(
-    "head", [MaskIoUConfig(), MaskIoUConfig(input="f"), MaskIoUConfig(target=3, tau=0.5, weight=2.5)]
-)
-def test_a_text_is_read_back(head):
-    assert head_config(head_text(head)) == head
-
-
-@pytest.mark.parametrize("text", ["input", "inptu=b", "tau=2", "tau=x", "target=1.5", "enabled=0"])
-def test_a_text_of_another_form(text):
-    with pytest.raises(InputError):
-        head_config(text)
