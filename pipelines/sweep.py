@@ -36,7 +36,7 @@ from pipelines.sweep_table import lines, write_report
 from pipelines.sweep_tune import run_trials
 from pipelines.tracking import Tracker
 from pipelines.train_setup import prepare
-from pipelines.trial import EPOCH, RUNS, read_result
+from pipelines.trial import EPOCH, RUNS, epochs, read_result
 
 SWEEP = "sweep.json"
 REPORT = "sweep"
@@ -163,7 +163,7 @@ def close_trials(out: Location, parent: Tracker, failures: Mapping[str, str]) ->
         tracker = Tracker(run.mlflow_address, "", run.mlflow_run)
         found = read_result(out, name)
         if found is not None and found.get("stopped"):
-            tracker.tags({"sweep.stopped": f"after {found[EPOCH]} epochs"})
+            tracker.tags({"sweep.stopped": f"after {epochs(found[EPOCH])}"})
             tracker.end("KILLED")
         elif name in failures:
             tracker.tags({"sweep.failed": failures[name]})

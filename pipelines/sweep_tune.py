@@ -20,7 +20,7 @@ from pipelines.progress import duration
 from pipelines.storage import Location
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_plan import Plan, TrialMaker, rounded
-from pipelines.trial import AP, EPOCH, RESULTS, Trial, read_result, run_trial, write_result
+from pipelines.trial import AP, EPOCH, RESULTS, Trial, epochs, read_result, run_trial, write_result
 from tune_spaces.definition import Range, Space
 
 TUNE = "tune"
@@ -218,7 +218,7 @@ def watched(out: Location, number: int, done: int, log: Callable[[str], None]) -
             spent = time.monotonic() - began
             left = spent / so_far * max(0, number - done - so_far)
             ap = "-" if found[AP] is None else f"{found[AP]:.1f}"
-            how = f"stopped after {found[EPOCH]} epochs" if found.get("stopped") else "done"
+            how = f"stopped after {epochs(found[EPOCH])}" if found.get("stopped") else "done"
             log(f"trial {name}: {how}, mask AP {ap}; {done + so_far} of {number} trials, {duration(spent)}, "
                 f"{duration(left)} left")  # fmt: skip
 

@@ -59,6 +59,11 @@ def result_file(out: Location, name: str) -> Location:
     return out / RESULTS / f"{name}.json"
 
 
+def epochs(number: int) -> str:
+    """As people say it."""
+    return f"{number} epoch" + ("s" if number != 1 else "")
+
+
 def read_result(out: Location, name: str) -> dict[str, Any] | None:
     """A trial's outcome, or None where it has none yet.
 
@@ -122,7 +127,8 @@ def _beside(work: Callable[[], object], run: Location, config: TrainConfig, repo
         if config.validation is not None:
             for epoch, ap in _validations(run)[told:]:
                 told += 1
-                report({AP: ap, EPOCH: epoch})
+                if epoch < config.solver.epochs:  # the last one's numbers are the trial's outcome
+                    report({AP: ap, EPOCH: epoch})
     if failed:
         raise failed[0]
 
