@@ -45,7 +45,7 @@ from benchmarks.measuring import (
 from msrcnn.config import DataConfig, ModelConfig, SelectionConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.presets import PRESETS
-from pipelines.inference import detected_rows
+from pipelines.inference import CPU_BATCH, GPU_BATCH, detected_rows
 from pipelines.schema import DETECTION_ROW, SHARD_ROW
 
 SELECTION = SelectionConfig(method="hard", iou_threshold=0.5, score_threshold=0.05)
@@ -120,21 +120,22 @@ def main() -> int:
     parser = parser_of(__doc__ or "")
     add_device(parser)
     parser.add_argument("--images", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=4, help="of ours (default: %(default)s)")
+    parser.add_argument("--batch", type=int, help="of ours (default: what an evaluation takes, 1 on a CPU, 8 on a GPU)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     args = parser.parse_args()
+    batch = args.batch or (GPU_BATCH if args.device.type == "cuda" else CPU_BATCH)
     images, rounds = (4, 2) if args.quick else (args.images, args.rounds)
     preset = PRESETS["r18-fpn"]
     data = DataConfig(short_side=200, long_side=333) if args.quick else preset.data
     chosen, source = samples(images, args.seed)
     table = shard_rows(chosen)
-    print_settings("inference", args.device, images=f"{images}, {source}", resized_to=data, batch_of_ours=args.batch,
+    print_settings("inference", args.device, images=f"{images}, {source}", resized_to=data, batch_of_ours=batch,
                    selection=SELECTION, weights="random", rounds=rounds, seed=args.seed)  # fmt: skip
     models = {head: make_ours(preset.model, head, args.seed).to(args.device) for head in (False, True)}
     theirs = make_theirs(preset.model, data, args.seed).to(args.device)
 
     def ours(head: bool) -> pa.Table:
-        rows = list(detected_rows(models[head], data, args.device, args.batch, table))
+        rows = list(detected_rows(models[head], data, args.device, batch, table))
         return pa.Table.from_pylist(rows, DETECTION_ROW)
 
     sides: dict[str, Rows] = {
@@ -150,7 +151,7 @@ def main() -> int:
     for name, timing in times.items():
         print(f"{name.replace('_', ' ')}: {images / timing.median:.2f} images/s, {counts[name]} detections")
         figures |= {f"{name}_images_per_second": images / timing.median, f"{name}_detections": counts[name]}
-    print_result("inference", args.device, **figures, **milliseconds(**times), images=images, batch=args.batch,
+    print_result("inference", args.device, **figures, **milliseconds(**times), images=images, batch=batch,
                  data=[data.short_side, data.long_side], seed=args.seed)  # fmt: skip
     if set(counts.values()) != {images * SELECTION.top_k}:
         print("inference: not every image has 100 detections; another --seed may", file=sys.stderr)

@@ -43,6 +43,11 @@ DONE_ROW = pa.schema(
 """What an actor says of a part that it wrote: `PartInfo`, and how long it took."""
 
 
+GPU_BATCH, CPU_BATCH = 8, 1
+"""Images a step of the network. Each core of a CPU is busy with one; with more, tensors grow so large that malloc gives
+each back to the system, which costs more than anything that is shared (docs/log.md)."""
+
+
 @dataclass(frozen=True)
 class DetectJob:
     """What every actor needs.
@@ -51,7 +56,7 @@ class DetectJob:
         weights: a model file that every node sees, a local path or a URL.
         folder: for the parts.
         origin: what they say that they were made from.
-        batch: images a step of the network.
+        batch: images a step of the network; 0: as many as suit the device.
     """
 
     weights: str
@@ -67,6 +72,7 @@ class Detector:
         torch.set_num_threads(threads)
         self.job = job
         self.device = torch.device("cuda" if gpu else "cpu")
+        self.batch = job.batch or (GPU_BATCH if gpu else CPU_BATCH)
         with on_disk(locate(job.weights)) as path:
             checkpoint = load_model(path)
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
@@ -76,7 +82,7 @@ class Detector:
         shard, group, rows = (table[name][0].as_py() for name in ("shard", "group", "group_rows"))
         if len(table) != rows:  # a part that lacks images would count as done
             raise RuntimeError(f"{part_name((shard, group))}: a block of {len(table)} rows, the row group has {rows}")
-        rows = detected_rows(self.model, self.data, self.device, self.job.batch, table)
+        rows = detected_rows(self.model, self.data, self.device, self.batch, table)
         found = pa.Table.from_pylist(list(rows), schema=DETECTION_ROW)
         info = write_part(self.job.folder, (shard, group), found, self.job.origin)
         return pa.Table.from_pylist([{**asdict(info), "seconds": time.monotonic() - began}], schema=DONE_ROW)

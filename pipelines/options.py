@@ -150,8 +150,8 @@ class EvaluateConfig(ReportOptions):
     out: str | Path
     """folder for the detection rows (Parquet), the numbers (summary.json) and figures; a local path, which on a
     cluster every node must see, or a URL"""
-    batch: int = 8
-    """images a step of the network"""
+    batch: int = 0
+    """images a step of the network; 0: 8 on a GPU, 1 on a CPU, which more at a time slow down"""
     actors: int = 0
     """inference processes, at most one a GPU (with --gpu) or CPU of the cluster; 0: from one to as many as there is
     work and room for"""
@@ -162,8 +162,8 @@ class EvaluateConfig(ReportOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.batch >= 1, "--batch", self.batch, "at least 1")
-        require(self.actors >= 0, "--actors", self.actors, "0 or more")
+        for name in ("batch", "actors"):
+            require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
