@@ -113,16 +113,16 @@ def main() -> int:
     parser.add_argument("--trained", default="both", choices=["both", "all", "maskiou"],
                         help="what trains: everything, the heads alone, or one after the other (default)")  # fmt: skip
     parser.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, help="timed rounds (default: 5, with --quick 2)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: 5, with --quick 1)")
     args = parser.parse_args()
     name = "r18-fpn" if args.quick else args.preset
     preset = PRESETS[name]
     data = DataConfig(320, 512) if args.quick else preset.data
     images = 1 if args.quick else args.batch
-    rounds = args.rounds or (2 if args.quick else 5)
+    rounds = args.rounds or (1 if args.quick else 5)
     chosen, source = samples(images, args.seed)
     batch = training_batch(chosen, replace(data, flip=False), args.seed).to(args.device)
-    model = replace(busy(preset.model, 128 if args.quick else preset.model.roi.samples), heads=HEADS)
+    model = replace(busy(preset.model, 64 if args.quick else preset.model.roi.samples), heads=HEADS)
     print_settings(
         "many_heads", args.device, preset=name, images=f"{images}, {source}", canvas=tuple(batch.images.shape[2:]),
         heads=f"maskiou, {', '.join(HEADS)}", training_rois_an_image=model.roi.samples,

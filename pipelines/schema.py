@@ -43,10 +43,7 @@ DETECTION_ROW = pa.schema(
         ("bbox", pa.list_(pa.float32())),  # x0, y0, x1, y1 in image pixels; Parquet loses nulls of fixed-size lists
         ("class_score", pa.float32()),  # after SoftNMS; ranks boxes
         ("maskiou", pa.float32()),  # the predicted MaskIoU of the predicted class, not clamped
-        (
-            "maskious",
-            pa.list_(pa.float32()),
-        ),  # those of the further heads of `ModelConfig.heads`; empty or null without
+        ("maskious", pa.list_(pa.float32())),  # the same of each head of `ModelConfig.heads`; empty or null without
         ("mask_score", pa.float32()),  # class_score * maskiou; ranks masks
         ("rle", pa.binary()),  # COCO compressed counts of the [height, width] mask
         ("error", pa.string()),  # why the image could not be processed; null otherwise
