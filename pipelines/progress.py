@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 PROGRESS_SECONDS = 5.0
 """Least time between two lines."""
+LEAST_SECONDS = 0.5
+"""A rate over less says nothing."""
 
 
 def duration(seconds: float) -> str:
@@ -23,7 +25,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Lines that say how far a stage is: images done, images a second, time left.
 
-    The rate counts from the first result on, so that the start of the processes is not in it.
+    The rate counts from the first result on, so that the start of the processes is not in it; from the beginning where
+    all results come at once.
 
     Args:
         total: images.
@@ -41,8 +44,8 @@ class Progress:
         """Notes finished images; logs a line if the last one is old, or if these are the last."""
         self.done += images
         now = self.clock()
-        since, before = self._first or (self._began, 0)
         self._first = self._first or (now, images)
+        since, before = self._first if now - self._first[0] >= LEAST_SECONDS else (self._began, 0)
         if self.done < self.total and now - self._logged < PROGRESS_SECONDS:
             return
         self._logged = now

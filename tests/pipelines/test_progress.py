@@ -22,3 +22,12 @@ def test_a_single_result_counts_from_the_beginning():
     now[0] = 4
     progress.add(8)
     assert lines == ["8/8 images, 2.0 images/s, 0 s left"]
+
+
+def test_results_that_come_at_once_count_from_the_beginning():
+    now, lines = [0.0], []
+    progress = Progress(8, lines.append, lambda: now[0])
+    now[0] = 4
+    progress.add(3)
+    progress.add(5)
+    assert lines == ["8/8 images, 2.0 images/s, 0 s left"]
