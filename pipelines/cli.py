@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +209,25 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         preset = find_preset(_value_of("--preset", arguments, PRESET))
         parts = {"model": preset.model, "solver": preset.solver, "data": preset.data}
         defaults["default"] = options(**dict.fromkeys(PRESET_VERBS[name], tyro.MISSING), **parts)
-    return tyro.cli(
+    parsed = tyro.cli(
         options,
         prog=f"msrcnn {name}",
         args=list(arguments),
         config=config,
         **defaults,
     )
+    return replace(parsed, given=tuple(_settings_in(arguments))) if name == "sweep" else parsed
+
+
+def _settings_in(arguments: Sequence[str]) -> list[str]:
+    """The settings that options name, by dotted name: preset, model.*, solver.*, data.*."""
+    names = []
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and (name == "preset" or name.partition(".")[0] in ("model", "solver", "data")):
+            group, dot, field = name.rpartition(".")
+            names.append(f"{group}{dot}{field.removeprefix('no_')}")
+    return names
 
 
 def _value_of(option: str, arguments: Sequence[str], default: str) -> str:

@@ -1,9 +1,8 @@
 """`msrcnn sweep`: the trials of a space of settings, as many at a time as the cluster holds, and the table of them.
 
-OUT/sweep.json          data sets and MLflow run
-OUT/runs, evaluations, results, logs   of the trials (`pipelines.trial`)
-OUT/tune                Ray Tune's own state
-OUT/NAMES.md, NAMES.json               the report, named by the spaces in it
+OUT/.sweep.json                           data sets and MLflow run
+OUT/runs, evaluations, results, settings, test_dev, logs   of the trials (`pipelines.trial`)
+OUT/NAMES.md, NAMES.json                  the report, named by the spaces in it
 OUT/NAME-gain, NAME-parallel .png, .svg   figures of a space
 
 What is in `results` is finished, so that the same command, after any kill, does only what is missing. More seeds, or a
@@ -16,29 +15,33 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from cluster.session import connect
 from msrcnn.config import difference
 from msrcnn.errors import InputError
+from pipelines.evaluate import other_categories
 from pipelines.manifest import Manifest, read_manifest
+from pipelines.mlflow_errors import reason
 from pipelines.progress import duration
 from pipelines.run_directory import read_record as read_run
 from pipelines.storage import Location, exclusively, locate, on_disk
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_outcomes import tables_of
 from pipelines.sweep_places import places
-from pipelines.sweep_plan import Plan, make_plan
+from pipelines.sweep_plan import Plan, make_plan, report_name
 from pipelines.sweep_plots import write_figures
 from pipelines.sweep_results import TableResult
 from pipelines.sweep_table import lines, write_report
 from pipelines.sweep_tune import run_trials
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, resolved
 from pipelines.train_setup import prepare
 from pipelines.trial import EPOCH, RUNS, epochs, read_result
 
-SWEEP = "sweep.json"
+SWEEP = ".sweep.json"
+STOPPED, FAILED = "sweep.stopped", "sweep.failed"
+"""Tags of trials' runs that say why they ended."""
 REPORT = "sweep"
 """In MLflow, the folder of the report's files."""
 
@@ -74,11 +77,15 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
             anything starts.
     """
     began, out = time.monotonic(), locate(config.out)
+    record = read_record(out)
+    config = replace(config, tracking=resolved(config.tracking or (record.mlflow_address if record else None)))
     plan = make_plan(config)
     manifest, validation = read_manifest(config.shards), read_manifest(config.validation)
     check_trials(plan, manifest)
+    for place, other in ((config.validation, validation), (config.test_dev, None)):
+        if place is not None:
+            check_categories(manifest, other or read_manifest(place), config.shards, place)
     datasets = {"shards": manifest.fingerprint, "validation": validation.fingerprint}
-    record = read_record(out)
     if record is not None and (changed := difference(record.datasets, datasets)):
         raise InputError(f"{out}: holds a sweep on other shards ({'; '.join(changed)}); choose another --out")
     if record is None and out.list():
@@ -91,18 +98,21 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
             failures = run_trials(plan, config, out, tracker.run_id, concurrent, log)
             tables = tables_of(plan, out, failures)
             files = report(out, config, plan, tables)
-            close_trials(out, tracker, failures)
-            tell(tracker, config, tables)
-            for file in files:
-                with on_disk(file) as path:
-                    tracker.artifact(path, REPORT)
         except BaseException as error:
+            with suppress(Exception):  # a server that is gone must not hide why the sweep ends
+                close_trials(out, tracker, {})
             tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        tracker.close()
-    for table in tables:
-        for line in lines(table):
-            log(line)
+        for table in tables:
+            for line in lines(table):
+                log(line)
+        try:
+            close_trials(out, tracker, failures)
+            tell(tracker, config, tables, files)
+            tracker.end()
+        except Exception as error:  # all of it is in the folder
+            log(f"warning: MLflow at {tracker.shown} does not have the report ({reason(error)}); the same command "
+                "again sends it")  # fmt: skip
     log(f"swept in {duration(time.monotonic() - began)}: {out}")
     if failures:
         log(f"{len(failures)} trials failed; the same command tries them again")
@@ -120,11 +130,17 @@ def check_trials(plan: Plan, manifest: Manifest) -> None:
 
 def report(out: Location, config: SweepConfig, plan: Plan, tables: Sequence[TableResult]) -> list[Location]:
     """Writes the tables, and a figure or two of each; the files."""
-    names = [re.sub(r"[^A-Za-z0-9.]+", "-", Path(space).stem) for space in config.spaces]
+    names = [report_name(space) for space in config.spaces]
     files = list(write_report(out, "-".join(names), tables))
     for name, planned, table in zip(names, plan.tables, tables, strict=True):
         files += write_figures(out, name, table, planned.space.vary)
     return files
+
+
+def check_categories(manifest: Manifest, other: Manifest, shards: object, place: object) -> None:
+    """Raises InputError where a model of these shards could not be evaluated on others."""
+    if wrong := other_categories([c.name for c in manifest.categories], other):
+        raise InputError(f"{place}: its categories are not those of {shards} ({wrong})")
 
 
 def read_record(out: Location) -> SweepRecord | None:
@@ -145,8 +161,13 @@ def read_record(out: Location) -> SweepRecord | None:
 def parent_run(config: SweepConfig, out: Location, record: SweepRecord | None, datasets: dict[str, str]) -> Tracker:
     """The MLflow run that the trials' runs are shown under, new or continued."""
     if record is not None:
-        tracker = Tracker(config.tracking or record.mlflow_address, config.experiment, record.mlflow_run)
-        tracker.reopen()
+        tracker = Tracker(config.tracking, config.experiment, record.mlflow_run)
+        try:
+            tracker.reopen()
+        except Exception as error:
+            began_at = Tracker(record.mlflow_address, "", record.mlflow_run).shown
+            raise InputError(f"MLflow at {tracker.shown}: {reason(error)}; the sweep began with {began_at}, give that, "
+                             "or another --out") from None  # fmt: skip
         return tracker
     tracker = Tracker(config.tracking, config.experiment, None, f"sweep {' '.join(config.spaces)}")
     record = SweepRecord(datasets, tracker.run_id, tracker.address)
@@ -160,20 +181,24 @@ def close_trials(out: Location, parent: Tracker, failures: Mapping[str, str]) ->
         run = read_run(out / RUNS / name)
         if run is None:
             continue
-        tracker = Tracker(run.mlflow_address, "", run.mlflow_run)
-        found = read_result(out, name)
+        tracker, found = Tracker(run.mlflow_address, "", run.mlflow_run), read_result(out, name)
         if found is not None and found.get("stopped"):
-            tracker.tags({"sweep.stopped": f"after {epochs(found[EPOCH])}"})
+            tracker.tags({STOPPED: f"after {epochs(found[EPOCH])}"})
             tracker.end("KILLED")
         elif name in failures:
-            tracker.tags({"sweep.failed": failures[name]})
+            tracker.tags({FAILED: failures[name]})
             tracker.end("FAILED")
-        elif parent.client.get_run(run.mlflow_run).info.status == "RUNNING":
+        else:
+            for tag in (STOPPED, FAILED):
+                with suppress(Exception):  # most have none
+                    tracker.client.delete_tag(tracker.run_id, tag)
             tracker.end("FINISHED" if found is not None else "KILLED")
+    for left in parent.children("RUNNING"):  # of processes killed before they could note their run
+        parent.client.set_terminated(left, "KILLED")
 
 
-def tell(tracker: Tracker, config: SweepConfig, tables: Sequence[TableResult]) -> None:
-    """The settings and every row's mean, as the sweep's own run in MLflow has them."""
+def tell(tracker: Tracker, config: SweepConfig, tables: Sequence[TableResult], files: Sequence[Location]) -> None:
+    """The sweep's own run in MLflow gets its options, every row's mean, and the report."""
     tracker.tags({"sweep.spaces": " ".join(config.spaces), "sweep.seeds": " ".join(map(str, config.seeds)),
                   "sweep.many_heads": config.many_heads, "sweep.asha": config.asha})  # fmt: skip
     for table in tables:
@@ -181,6 +206,9 @@ def tell(tracker: Tracker, config: SweepConfig, tables: Sequence[TableResult]) -
             f"{legal(table.title)}/{legal(row.name)}/{column}": row.ours(column).mean
             for row in table.rows for column in table.columns
         })  # fmt: skip
+    for file in files:
+        with on_disk(file) as path:
+            tracker.artifact(path, REPORT)
 
 
 def legal(text: str) -> str:

@@ -20,8 +20,8 @@ class SweepConfig(TrainingOptions):
     """Train and evaluate what a space of settings says, and print the table. The same command again goes on.
 
     Spaces are the paper's tables (table1 to table7, or input_fusion, training_target, tau, backbone, test_dev,
-    oracle), hyperparameters, or TOML files of the same form. Options change the settings of every trial that its space
-    does not vary; --preset is for spaces that name none.
+    oracle), hyperparameters, or TOML files of the same form. --preset, --model, --solver and --data change the settings
+    of every trial that its space does not vary.
     """
 
     spaces: tyro.conf.Positional[tuple[str, ...]]
@@ -49,6 +49,9 @@ class SweepConfig(TrainingOptions):
     """train every trial once for each of these"""
     concurrent: int = 0
     """trials at a time; 0: as many as the cluster has room for"""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """names of the settings above (preset, model.*, solver.*, data.*) that go before those of the spaces: those that
+    the command line names"""
     test_dev: str | Path | None = None
     """shards of images without annotations: write the archive for COCO's server from every trial's model"""
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ import numpy as np
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict
 from msrcnn.errors import InputError
 from msrcnn.maskiou_config import MaskIoUConfig
-from msrcnn.presets import find_preset
 from pipelines.options import EvaluateConfig, TrainConfig, TrainingOptions
-from pipelines.storage import locate
+from pipelines.storage import Location, locate
 from pipelines.sweep_options import FROM_SCRATCH, SweepConfig
-from pipelines.tracking import absolute, flatten
-from pipelines.trial import EVALUATIONS, RUNS, Trial
+from pipelines.tracking import flatten
+from pipelines.trial import EVALUATIONS, FUSED, RESULTS, RUNS, Trial
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.heads import heads_of
 from tune_spaces.settings import FUSION, base_of, configure
@@ -79,6 +79,12 @@ class Plan:
         corner = {name: of.low if isinstance(of, Range) else of.values[0] for name, of in self.search.vary.items()}
         return [self.maker.trial(corner, self.maker.config.seeds[0])]
 
+    def made(self, settings: Mapping[str, Any], name: str) -> bool:
+        """Whether a trial with these settings and this name is one of the Bayesian search."""
+        if self.search is None or settings.keys() != self.search.vary.keys():
+            return False
+        return self.maker.trial(settings, self.maker.config.seeds[0]).name == name
+
 
 class TrialMaker:
     """Turns settings into trials.
@@ -92,6 +98,7 @@ class TrialMaker:
 
     def __init__(self, config: SweepConfig, fixed: Mapping[str, Any], space: Space | None = None) -> None:
         self.config, self.space = config, space
+        self.known = known_trials(locate(config.out))
         self.fixed = {**fixed, **given(config)}
 
     def settings(self, varied: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +116,13 @@ class TrialMaker:
         fusion = tuple(settings.get(name, 1.0) for name in FUSION)
         return self.build(varied, seed, (model, solver, data), settings.get("weights"), (fusion[0], fusion[1]))
 
+    def suggested(self, found: Mapping[str, Any]) -> Trial:
+        """The trial of a Bayesian search with what Tune suggests."""
+        assert self.space is not None
+        vary = self.space.vary.items()
+        settings = {n: rounded(found[n], of) if isinstance(of, Range) else found[n] for n, of in vary}
+        return self.trial(settings, self.config.seeds[0])
+
     def build(
         self, varied: Mapping[str, Any], seed: int, parts: tuple[ModelConfig, SolverConfig, DataConfig],
         weights: str | None, fusion: tuple[float, float] = (1.0, 1.0),
@@ -123,10 +137,8 @@ class TrialMaker:
         model, solver, data = parts
         solver = replace(solver, seed=seed)
         digest = _digest([to_dict(model), to_dict(solver), to_dict(data), weights, fusion])
-        name = f"{_slug(varied)}-seed{seed}-{digest}"
+        name = self.known.get(digest) or f"{_slug(varied)}-seed{seed}-{digest}"
         common = {f.name: getattr(config, f.name) for f in fields(TrainingOptions)}
-        if config.tracking:
-            common["tracking"] = absolute(config.tracking)
         validation = locate(config.validation).url  # a trial's process runs in another folder
         train = TrainConfig(
             **{**common, "model": model, "solver": solver, "data": data}, shards=locate(config.shards).url,
@@ -135,20 +147,24 @@ class TrialMaker:
         )  # fmt: skip
         evaluate = EvaluateConfig(
             (out / RUNS / name).url, validation, (out / EVALUATIONS / name).url, gpu=config.gpu, figures=False,
-            tracking=common["tracking"], experiment=config.experiment, address=config.address,
+            tracking=config.tracking, experiment=config.experiment, address=config.address,
         )  # fmt: skip
         test_dev = None if config.test_dev is None else locate(config.test_dev).url
         return Trial(name, digest, dict(varied), train, evaluate, fusion, test_dev)
 
 
 def given(config: SweepConfig) -> dict[str, Any]:
-    """The settings that the command line changes, by dotted name."""
-    preset = find_preset(config.preset)
-    found: dict[str, Any] = {} if config.preset == SweepConfig.preset else {"preset": config.preset}
+    """The settings that the command line names, by dotted name."""
+    values: dict[str, Any] = {"preset": config.preset}
     for part in PARTS:
-        old, new = (flatten(to_dict(getattr(of, part)), f"{part}.") for of in (preset, config))
-        found |= {name: value for name, value in new.items() if value != old[name]}
-    return found
+        values |= flatten(to_dict(getattr(config, part)), f"{part}.")
+    return {name: values[name] for name in config.given}
+
+
+def known_trials(out: Location) -> dict[str, str]:
+    """Names of the trials that earlier commands began, by digest: what two spaces share has the name of the first."""
+    names = [*(out / RUNS).list(), *(name.removesuffix(".json") for name in (out / RESULTS).list())]
+    return {name.rpartition("-")[2]: name for name in names}
 
 
 def make_plan(config: SweepConfig) -> Plan:
@@ -158,8 +174,9 @@ def make_plan(config: SweepConfig) -> Plan:
         InputError: a space is unknown or has a mistake, a setting is not accepted, or options contradict each other.
     """
     spaces = [find_space(name) for name in config.spaces]
-    if twice := [s.name for i, s in enumerate(spaces) if s in spaces[:i]]:
-        raise InputError(f"{twice[0]} is given twice; leave one out")
+    names = [report_name(name) for name in config.spaces]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError(f"{twice[0]}: two spaces of this name; leave one out or give its file another name")
     spaces = [_searched(config, space) for space in spaces]
     _check(config, spaces)
     if config.many_heads:
@@ -174,10 +191,15 @@ def make_plan(config: SweepConfig) -> Plan:
         for row in _rows(config, space):
             made = [] if row.only_published else [maker.trial(row.settings, seed) for seed in config.seeds]
             # Rows of one table, or of two, that come to the same are one trial.
-            names = tuple(trials.setdefault(trial.digest, trial).name for trial in made)
-            shown.append(Shown(row, names, "", "published" if row.only_published else ALONE, row.settings))
+            of_row = tuple(trials.setdefault(trial.digest, trial).name for trial in made)
+            shown.append(Shown(row, of_row, "", "published" if row.only_published else ALONE, row.settings))
         tables.append(Planned(space, tuple(shown)))
     return Plan(tuple(tables), {trial.name: trial for trial in trials.values()}, TrialMaker(config, {}))
+
+
+def report_name(space: str) -> str:
+    """Of the files of a space's report."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", Path(space).stem)
 
 
 def _searched(config: SweepConfig, space: Space) -> Space:
@@ -202,7 +224,16 @@ def _check(config: SweepConfig, spaces: Sequence[Space]) -> None:
         raise InputError("--seeds: a random or Bayesian search draws new settings instead; give one")
     if config.asha and not varied:
         raise InputError("--asha: it would leave rows of a table without numbers; leave it out")
+    if config.asha and any(name in FUSION for name in spaces[0].vary):
+        raise InputError(f"--asha: it sees mask AP by class score x MaskIoU, and {spaces[0].name} varies fusion.*; "
+                         "leave it out")  # fmt: skip
+    if varied and spaces[0].search == "bayes" and find_spec("optuna") is None:
+        raise InputError("--search bayes: optuna is not installed; `pip install msrcnn[optuna]`, or take random")
     for space in spaces:
+        unknown = [c for c in space.columns if not c.startswith("box ") and c not in FUSED]
+        if unknown and any(name in FUSION for name in space.vary):
+            raise InputError(f"{space.name}: columns {', '.join(unknown)} are not computed where fusion.* varies; "
+                             "leave them out")  # fmt: skip
         if space.archive and config.test_dev is None:
             raise InputError(f"{space.name} makes archives for COCO's server; give --test-dev the shards of its images")
         taken = {name for row in space.rows for name in row.settings} | {*space.vary}
@@ -252,16 +283,20 @@ def rounded(value: float, of: Range) -> float | int:
 
 def _many_heads(config: SweepConfig, spaces: Sequence[Space]) -> Plan:
     """One training for the heads of all rows."""
-    texts: dict[str, dict[str, str]] = {}
+    if "model.heads" in config.given:
+        raise InputError("--model.heads: --many-heads takes the heads from the spaces; leave one of them out")
+    texts: list[dict[str, str]] = []
     for space in spaces:
         found, reason = heads_of(space, given(config))
         if found is None:
             raise InputError(f"--many-heads: {space.name} cannot share a trunk: {reason}; leave it out")
-        texts[space.name] = found
+        texts.append(found)
     if different := next((s.name for s in spaces if s.fixed != spaces[0].fixed), None):
         raise InputError(f"--many-heads: {spaces[0].name} and {different} fix other settings; give them one by one")
     maker = TrialMaker(config, spaces[0].fixed)
-    heads = list(dict.fromkeys(text for of in texts.values() for text in of.values()))
+    heads = list(dict.fromkeys(text for of in texts for text in of.values()))
+    if len(heads) < 2:
+        raise InputError("--many-heads: there is one MaskIoU head in all rows; leave it out")
     main = "" if "" in heads else heads[0]
     configs = {text: MaskIoUConfig().variant(text) if text else MaskIoUConfig() for text in heads}
     relative = {text: configs[main].name_of(head) for text, head in configs.items()}
@@ -275,10 +310,10 @@ def _many_heads(config: SweepConfig, spaces: Sequence[Space]) -> Plan:
     how = f"one of {len(heads)} heads on one trunk"
     notes = (_difference_to_alone(config),)
     tables = []
-    for space in spaces:
+    for space, of_rows in zip(spaces, texts, strict=True):
         shown = []
         for row in space.rows:
-            text = texts[space.name].get(row.name)
+            text = of_rows.get(row.name)
             if row.only_published:
                 shown.append(Shown(row, (), "", "published", row.settings))
             elif text is None:
@@ -299,7 +334,7 @@ def _trunk(place: str) -> str:
 def _difference_to_alone(config: SweepConfig) -> str:
     """In which way the numbers differ from those of trainings end to end."""
     if config.trunk:
-        trunk = f"The trunk is the finished one of {config.trunk}; it is not trained any more"
+        trunk = f"The trunk is the finished one of {locate(config.trunk)}; it is not trained any more"
     else:
         trunk = "The trunk is trained as Mask R-CNN, at the same time as the heads"
     return (

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search import Searcher
 
-from msrcnn.errors import InputError
 from pipelines.progress import duration
-from pipelines.storage import Location
+from pipelines.storage import Location, locate
 from pipelines.sweep_options import SweepConfig
-from pipelines.sweep_plan import Plan, TrialMaker, rounded
-from pipelines.trial import AP, EPOCH, RESULTS, Trial, epochs, read_result, run_trial, write_result
+from pipelines.sweep_plan import Plan, TrialMaker
+from pipelines.trial import (
+    AP,
+    EPOCH,
+    RESULTS,
+    SETTINGS,
+    Trial,
+    epochs,
+    outcome,
+    read_result,
+    run_trial,
+    validations,
+    write_result,
+)
 from tune_spaces.definition import Range, Space
 
-TUNE = "tune"
 TRIAL = "trial"
 """The only parameter of trials that are known beforehand: the name."""
 TRIAL_CPUS = 0.1
 """Of the process that drives a trial's training and evaluation, which ask for what they need themselves."""
 LOOK_SECONDS = 1.0
+NO_LIMIT = 100_000
+"""Epochs after which a scheduler would end a trial; trials end by themselves."""
 REDUCTION = 3
 """Of ASHA: at each rung a third of the trials goes on."""
 ENVIRONMENT = {
@@ -43,96 +57,108 @@ def run_trials(
 ) -> dict[str, str]:
     """Runs the trials that have no outcome yet.
 
+    Tune's own state is dropped with the run: what is in `out` tells where each trial is, what a Bayesian search has
+    seen, and the numbers of the trials that a scheduler compares others with.
+
     Args:
         parent: MLflow run of the sweep.
         concurrent: trials at a time.
 
     Returns:
         why trials failed, by name.
-
-    Raises:
-        InputError: a Bayesian search without optuna.
     """
-    missing = {name: t for name, t in plan.trials.items() if read_result(out, name) is None}
-    number = len(plan.trials) if plan.search is None else plan.search.samples
-    if plan.search is None and not missing:
+    begun = _begun(plan, out) if plan.search is not None else {}
+    known = begun or plan.trials
+    missing = {name: trial for name, trial in known.items() if outcome(out, trial, config.asha) is None}
+    done = len(known) - len(missing)
+    number = len(plan.trials) if plan.search is None else max(plan.search.samples, len(begun))
+    if done == number:
         log(f"{number} trials, all of them done already")
         return {}
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
-    done = number - len(missing) if plan.search is None else 0
     log(f"{number} trials, {concurrent} at a time" + (f"; {done} done already" if done else ""))
-    with watched(out, number, done, log):
-        results = _tuner(plan, config, out, parent, concurrent, missing).fit()
     failures: dict[str, str] = {}
-    for result in (results[i] for i in range(len(results))):
-        name = _name_of(plan, config, result.config or {})
-        if result.error is not None:
-            failures[name] = reason_of(result.error)
-            log(f"trial {name} failed: {failures[name]}")
-        elif read_result(out, name) is None and result.metrics:  # stopped, and ended before it could say so
-            write_result(out, name, stopped(result.metrics, {}))
+    with watched(out, number, done, log):
+        if missing:
+            scheduler, space = _scheduler(config, known, out), {TRIAL: tune.grid_search([*missing])}
+            failures |= _run(_planned_trial, missing, space, out, parent, concurrent, log, scheduler=scheduler)
+        if plan.search is not None and len(begun) < number:
+            seen = _begun(plan, out)
+            scheduler, search = _scheduler(config, seen, out), _search_algorithm(plan, seen, out)
+            failures |= _run(_searched_trial, plan.maker, {}, out, parent, concurrent, log, scheduler=scheduler,
+                             search_alg=search, num_samples=number - len(begun))  # fmt: skip
     return failures
 
 
-def _tuner(
-    plan: Plan, config: SweepConfig, out: Location, parent: str, concurrent: int, missing: Mapping[str, Trial]
-) -> tune.Tuner:
-    """A Tune run; where its own state matters, the same one as before if it was interrupted."""
-    place = out / TUNE / _digest(plan)
-    stateful = config.asha or plan.search is not None
-    function = _searched_trial if plan.search is not None else _planned_trial
-    trials: Any = plan.maker if plan.search is not None else plan.trials
-    trainable = tune.with_resources(
-        tune.with_parameters(function, trials=trials, seed=config.seeds[0], out=out, parent=parent), {"CPU": TRIAL_CPUS}
-    )
-    if stateful and tune.Tuner.can_restore(place.path, storage_filesystem=place.filesystem):
-        return tune.Tuner.restore(place.path, trainable, storage_filesystem=place.filesystem, resume_errored=True)
-    place.remove_folder()
-    space = {TRIAL: tune.grid_search(list(missing))} if plan.search is None else _domains(plan.search)
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            search_alg=_search_algorithm(plan.search, config.seeds[0]),
-            scheduler=_scheduler(config),
-            num_samples=1 if plan.search is None else plan.search.samples,
-            max_concurrent_trials=concurrent,
-            trial_dirname_creator=_folder_of,
-        ),
-        run_config=tune.RunConfig(
-            name=place.name, storage_path=place.parent.path, storage_filesystem=place.filesystem, verbose=0
-        ),
-    )
+def _run(
+    function: Callable[..., None], trials: Any, space: dict[str, Any], out: Location, parent: str, concurrent: int,
+    log: Callable[[str], None], **settings: Any,
+) -> dict[str, str]:  # fmt: skip
+    """One run of Tune; why trials failed, by name."""
+    with tempfile.TemporaryDirectory(prefix="msrcnn-tune-") as folder:
+        results = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(function, trials=trials, out=out, parent=parent), {"CPU": TRIAL_CPUS}
+            ),
+            param_space=space,
+            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, trial_dirname_creator=_folder_of, **settings),
+            run_config=tune.RunConfig(name="sweep", storage_path=folder, verbose=0),
+        ).fit()
+    failures = {}
+    for result in (results[i] for i in range(len(results))):
+        found = result.config or {}
+        trial = trials.suggested(found) if isinstance(trials, TrialMaker) else trials[found[TRIAL]]
+        settled = read_result(out, trial.name) is not None
+        if result.error is not None and not settled:
+            failures[trial.name] = reason_of(result.error)
+            log(f"trial {trial.name} failed: {failures[trial.name]}")
+        elif not settled and result.metrics and AP in result.metrics:  # stopped, and ended before it could say so
+            write_result(out, trial.name, stopped(result.metrics, trial.settings))
+    return failures
 
 
-def _digest(plan: Plan) -> str:
-    text = repr((sorted(plan.trials), plan.search, plan.maker.fixed))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _begun(plan: Plan, out: Location) -> dict[str, Trial]:
+    """The trials of a Bayesian search that earlier commands began."""
+    found = {}
+    for file in sorted((out / SETTINGS).list()):
+        name, settings = file.removesuffix(".json"), json.loads((out / SETTINGS / file).read())
+        if plan.made(settings, name):
+            found[name] = plan.maker.trial(settings, plan.maker.config.seeds[0])
+    return found
 
 
 def _folder_of(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _scheduler(config: SweepConfig) -> TrialScheduler:
+def _scheduler(config: SweepConfig, trials: Mapping[str, Trial], out: Location) -> TrialScheduler:
+    """What stops trials; with the numbers of those that earlier commands finished or stopped."""
     if not config.asha:
         return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr=EPOCH, metric=AP, mode="max", max_t=config.solver.epochs + 1, grace_period=1,
-        reduction_factor=REDUCTION,
+    scheduler = AsyncHyperBandScheduler(
+        time_attr=EPOCH, metric=AP, mode="max", max_t=NO_LIMIT, grace_period=1, reduction_factor=REDUCTION
+    )
+    (bracket,) = scheduler._brackets  # Tune keeps no scheduler for a later run
+    for name, trial in trials.items():
+        if read_result(out, name) is not None:
+            for epoch, ap in validations(locate(trial.train.run), trial.train.solver.epochs):
+                bracket.on_result(cast(Any, SimpleNamespace(trial_id=name)), epoch, ap)
+    return scheduler
+
+
+def _search_algorithm(plan: Plan, seen: Mapping[str, Trial], out: Location) -> Searcher:
+    """Optuna's, which knows what earlier commands found."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    assert plan.search is not None
+    found = {name: read_result(out, name) for name in seen}
+    known = [(dict(seen[name].settings), value[AP]) for name, value in found.items() if value and value[AP] is not None]
+    return OptunaSearch(
+        space=_domains(plan.search), metric=AP, mode="max", seed=plan.maker.config.seeds[0] + len(seen),
+        points_to_evaluate=[settings for settings, _ in known] or None,
+        evaluated_rewards=[ap for _, ap in known] or None,
     )  # fmt: skip
-
-
-def _search_algorithm(space: Space | None, seed: int) -> Searcher | SearchAlgorithm | None:
-    if space is None:
-        return None
-    try:
-        from ray.tune.search.optuna import OptunaSearch
-
-        return OptunaSearch(metric=AP, mode="max", seed=seed)
-    except (ImportError, AssertionError):
-        raise InputError("--search bayes: optuna is not installed; `pip install msrcnn[optuna]`, or random") from None
 
 
 def _domains(space: Space) -> dict[str, Any]:
@@ -140,30 +166,21 @@ def _domains(space: Space) -> dict[str, Any]:
     domains: dict[str, Any] = {}
     for name, of in space.vary.items():
         if isinstance(of, Range):
-            domains[name] = (tune.loguniform if of.log else tune.uniform)(of.low, of.high)
+            if of.whole:
+                domains[name] = (tune.lograndint if of.log else tune.randint)(int(of.low), int(of.high) + 1)
+            else:
+                domains[name] = (tune.loguniform if of.log else tune.uniform)(of.low, of.high)
         else:
             domains[name] = tune.choice(list(of.values))
     return domains
 
 
-def _settings(space: Space, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial of a Bayesian search varies, from what Tune gives it."""
-    return {name: rounded(found[name], of) if isinstance(of, Range) else found[name] for name, of in space.vary.items()}
-
-
-def _name_of(plan: Plan, config: SweepConfig, found: Mapping[str, Any]) -> str:
-    if plan.search is None:
-        return str(found[TRIAL])
-    return plan.maker.trial(_settings(plan.search, found), config.seeds[0]).name
-
-
-def _planned_trial(found: dict[str, Any], trials: Mapping[str, Trial], seed: int, out: Location, parent: str) -> None:  # noqa: ARG001
+def _planned_trial(found: dict[str, Any], trials: Mapping[str, Trial], out: Location, parent: str) -> None:
     _guarded(trials[found[TRIAL]], out, parent)
 
 
-def _searched_trial(found: dict[str, Any], trials: TrialMaker, seed: int, out: Location, parent: str) -> None:
-    assert trials.space is not None
-    _guarded(trials.trial(_settings(trials.space, found), seed), out, parent)
+def _searched_trial(found: dict[str, Any], trials: TrialMaker, out: Location, parent: str) -> None:
+    _guarded(trials.suggested(found), out, parent)
 
 
 def _guarded(trial: Trial, out: Location, parent: str) -> None:
@@ -177,7 +194,7 @@ def _guarded(trial: Trial, out: Location, parent: str) -> None:
     try:
         run_trial(trial, out, parent, report)
     except SystemExit:  # the scheduler's decision reaches a function inside its report
-        if read_result(out, trial.name) is None:
+        if outcome(out, trial, asha=True) is None:
             write_result(out, trial.name, stopped(last, trial.settings))
         raise
 

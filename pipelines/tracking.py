@@ -90,6 +90,15 @@ def absolute(address: str) -> str:
     return f"{SQLITE}{database}"
 
 
+def resolved(address: str | None) -> str:
+    """The address that is meant: as given, MLFLOW_TRACKING_URI, or a SQLite file in this folder; valid in every folder.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    return absolute(address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS)
+
+
 class Tracker:
     """One MLflow run, new or continued.
 
@@ -114,7 +123,7 @@ class Tracker:
             os.environ.setdefault(name, value)
         for name, level in QUIET.items():
             logging.getLogger(name).setLevel(level)
-        self.address = absolute(address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS)
+        self.address = resolved(address)
         if run_id:
             self.run_id = run_id
             return
@@ -185,6 +194,12 @@ class Tracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file, kept with the run."""
         self.client.log_artifact(self.run_id, str(path), folder)
+
+    def children(self, status: str) -> list[str]:
+        """Ids of the runs shown under this one that have a status."""
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        wanted = f"tags.`{PARENT_TAG}` = '{self.run_id}' and attributes.status = '{status}'"
+        return [run.info.run_id for run in self.client.search_runs([experiment], wanted)]
 
     def reopen(self) -> None:
         """Says that a continued run goes on."""

@@ -94,7 +94,12 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     """A model with what fits of some weights; prints what came of loading them."""
     torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
     model = MaskScoringRCNN(job.model)
-    report = load_weights(model, weights, [name for _, _, name in job.categories])
+    names = [name for _, _, name in job.categories]
+    if "://" in weights:
+        with on_disk(locate(weights)) as path:
+            report = load_weights(model, str(path), names)
+    else:
+        report = load_weights(model, weights, names)
     for line in report.lines():
         log(line)
     absent = [name for name in report.missing if not name.startswith(("maskiou.", "heads."))]

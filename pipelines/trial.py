@@ -3,6 +3,7 @@
 OUT/runs/NAME          run directory of the training
 OUT/evaluations/NAME   detections and numbers
 OUT/results/NAME.json  the trial's outcome; its presence means that nothing is left to do
+OUT/settings/NAME.json what is special about a trial that was begun
 
 Killed at any moment, the same trial goes on where its training or evaluation was.
 """
@@ -24,12 +25,15 @@ from pipelines.scoring import Summary
 from pipelines.scoring_options import ExportConfig, RescoreConfig
 from pipelines.storage import Location, locate
 
-RUNS, EVALUATIONS, RESULTS, TEST_DEV, LOGS = "runs", "evaluations", "results", "test_dev", "logs"
+RUNS, EVALUATIONS, RESULTS, SETTINGS = "runs", "evaluations", "results", "settings"
+TEST_DEV, LOGS = "test_dev", "logs"
 LOOK_SECONDS = 0.5
 """How often the numbers of a training's validations are looked for."""
 AP = "AP"
 """What Tune knows a trial by: mask AP as the trial ranks its masks."""
 EPOCH = "epoch"
+FUSED = ("AP", "AP50", "AP75")
+"""What is computed of a ranking by other powers."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,18 @@ def write_result(out: Location, name: str, value: Mapping[str, Any]) -> None:
     result_file(out, name).write((json.dumps(value, indent=1) + "\n").encode())
 
 
+def outcome(out: Location, trial: Trial, asha: bool) -> dict[str, Any] | None:
+    """What a trial came to; None where something is left to do, as for one that was stopped where nobody stops trials.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    found = read_result(out, trial.name)
+    if found is None or (found.get("stopped") and not asha) or (trial.test_dev is not None and "archive" not in found):
+        return None
+    return found
+
+
 def run_trial(trial: Trial, out: Location, parent: str, report: Callable[[dict[str, float]], None]) -> None:
     """Trains, evaluates and stores the outcome; a trial that has one reports it and does nothing.
 
@@ -95,11 +111,13 @@ def run_trial(trial: Trial, out: Location, parent: str, report: Callable[[dict[s
         report: takes the trial's mask AP so far (`AP`, in percent) and after how many epochs (`EPOCH`). It may not
             return: a scheduler ends trials in it.
     """
-    done = read_result(out, trial.name)
+    done = outcome(out, trial, asha=trial.train.validation is not None)
     if done is None:
         from pipelines.train import train
 
         log = log_of(out, trial.name)
+        (out / SETTINGS).make_folder()
+        (out / SETTINGS / f"{trial.name}.json").write(json.dumps(dict(trial.settings)).encode())
         _beside(lambda: train(trial.train, log, parent), locate(trial.train.run), trial.train, report)
         done = _measure(trial, log)
         write_result(out, trial.name, done)
@@ -125,29 +143,30 @@ def _beside(work: Callable[[], object], run: Location, config: TrainConfig, repo
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
         if config.validation is not None:
-            for epoch, ap in _validations(run)[told:]:
+            for epoch, ap in validations(run, config.solver.epochs)[told:]:
                 told += 1
-                if epoch < config.solver.epochs:  # the last one's numbers are the trial's outcome
-                    report({AP: ap, EPOCH: epoch})
+                report({AP: ap, EPOCH: epoch})
     if failed:
         raise failed[0]
 
 
-def _validations(run: Location) -> list[tuple[int, float]]:
-    """Mask AP by mask score, in percent, after each epoch that has been evaluated."""
+def validations(run: Location, epochs: int) -> list[tuple[int, float]]:
+    """Epoch and mask AP by mask score, in percent, after each epoch but the last, whose numbers are the outcome."""
     numbers = []
     for name in sorted((run / VALIDATION).list()):
         if name.endswith(".json"):
             value = json.loads((run / VALIDATION / name).read())
             ap = value.get("validation/mask_by_mask/AP")
             numbers.append((int(value["step"]), math.nan if ap is None else 100 * ap))
-    return [(number, ap) for number, (_, ap) in enumerate(numbers, start=1)]
+    return [(number, ap) for number, (_, ap) in enumerate(numbers, start=1) if number < epochs]
 
 
 def _measure(trial: Trial, log: Callable[[str], None]) -> dict[str, Any]:
     """Evaluates a trained model: everything that a table may show of it."""
     from pipelines.evaluate import evaluate
+    from pipelines.reporting import mark
 
+    mark(locate(trial.evaluate.out))  # an evaluation that was finished before its trial was is computed from its rows
     summary = evaluate(trial.evaluate, log)
     heads = {"": summary} | getattr(summary, "heads", {})
     value: dict[str, Any] = {
@@ -198,7 +217,7 @@ def _archive(trial: Trial, log: Callable[[str], None]) -> str:
     out = locate(trial.evaluate.out).parent.parent / TEST_DEV / trial.name
     detect_only(replace(trial.evaluate, shards=trial.test_dev, out=out.url), log)
     export(ExportConfig(out.url, trial.test_dev, out.url, test_dev=trial.name), log)
-    return (out / f"detections_test-dev2017_{trial.name}_results.zip").url
+    return str(out / f"detections_test-dev2017_{trial.name}_results.zip")
 
 
 def log_of(out: Location, name: str) -> Callable[[str], None]:

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+
 
 class Command:
     """A command in a process, with a Ray of its own where it joins none; the same command again goes on.
@@ -18,10 +20,12 @@ class Command:
     Attributes:
         folder: for its log and whatever else it leaves.
         driver: the process.
+        cwd: where it runs.
     """
 
     folder: Path
     driver: subprocess.Popen[bytes] | None = None
+    cwd = ROOT
 
     def arguments(self) -> list[str]:
         """Behind `msrcnn`."""
@@ -35,11 +39,11 @@ class Command:
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        environment |= dict([self.mark.split("=", 1)], PYTHONUNBUFFERED="1")
+        environment |= dict([self.mark.split("=", 1)], PYTHONUNBUFFERED="1", PYTHONPATH=str(ROOT))
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", *self.arguments()]
         with (self.folder / "log").open("ab") as log:
             self.driver = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log,
-                                           stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1])  # fmt: skip
+                                           stderr=subprocess.STDOUT, cwd=self.cwd)  # fmt: skip
 
     def log(self) -> str:
         path = self.folder / "log"

@@ -120,7 +120,7 @@ def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
         ),
         (["train", "--shards", "s", "--run", "r", "--solver.lr", "-1"], "solver.lr = -1.0 is not accepted"),
         (["evaluate", "--model", "m", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
-        (["evaluate", "--model", "m", "--shards", "s", "--out", "o", "--batch", "0"], "--batch = 0 is not accepted"),
+        (["evaluate", "--model", "m", "--shards", "s", "--out", "o", "--batch", "-1"], "--batch = -1 is not accepted"),
         (["score", "--detections", "d", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
         (["score", "--detections", "d", "--shards", "s", "--out", "o", "--seed", "-1"], "--seed = -1 is not accepted"),
         (["rescore", "--detections", "d", "--shards", "nowhere", "--out", "o"], "no manifest.json"),

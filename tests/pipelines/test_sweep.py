@@ -32,13 +32,17 @@ class Sweeping(Command):
     preset: str = "demo"
 
     @property
+    def cwd(self) -> Path:
+        """Where mlflow.db comes to lie, by default; trials run in folders of their own."""
+        return self.folder
+
+    @property
     def out(self) -> Path:
         return self.folder / "out"
 
     def arguments(self) -> list[str]:
         return ["sweep", *self.spaces, "--shards", str(self.shards / "train"), "--validation", str(self.shards / "val"),
-                "--out", str(self.out), "--tracking", f"sqlite:///{self.folder}/mlflow.db", "--preset", self.preset,
-                *SMALL, *self.options]  # fmt: skip
+                "--out", str(self.out), "--preset", self.preset, *SMALL, *self.options]  # fmt: skip
 
     def results(self) -> dict[str, dict]:
         """The outcome of each trial that has one, by name."""
@@ -52,7 +56,7 @@ class Sweeping(Command):
     def runs(self) -> tuple[dict, list]:
         """The sweep's own run in MLflow, and those of its trials."""
         client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
-        record = json.loads((self.out / "sweep.json").read_text())
+        record = json.loads((self.out / ".sweep.json").read_text())
         parent = client.get_run(record["mlflow_run"])
         everything = client.search_runs([parent.info.experiment_id], max_results=100)
         children = [run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

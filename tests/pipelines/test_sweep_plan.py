@@ -9,7 +9,9 @@ import pytest
 from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS
 from pipelines.cli import parse
+from pipelines.storage import locate
 from pipelines.sweep_plan import ALONE, BY_CLASS, make_plan
+from pipelines.trial import outcome, write_result
 from tune_spaces.definition import Choices, Range
 from tune_spaces.space import find_space
 
@@ -131,7 +133,7 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
     ("arguments", "message"),
     [
         (["table8"], "no such sweep and no such file"),
-        (["table4", "table4"], "given twice"),
+        (["table4", "table4"], "two spaces of this name"),
         (["table4", "--samples", "3"], "has rows, and each is one trial"),
         (["table4", "--asha"], "leave rows of a table without numbers"),
         (["table4", "hyperparameters"], "give it alone"),
@@ -144,6 +146,9 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
         (["table4", "--many-heads", "--trunk", "nowhere"], "neither a run directory nor a model file"),
         (["table4", "--seeds", "1", "1"], "different numbers"),
         (["hyperparameters", "--search", "grid"], "a list of values in a grid"),
+        (["hyperparameters", "--asha"], "varies fusion"),
+        (["table4", "--many-heads", "--model.heads", "input=b"], "takes the heads from the spaces"),
+        (["backbone", "--preset", "demo"], "--preset: backbone varies it"),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path, arguments, message):
@@ -157,9 +162,50 @@ def test_a_whole_number_is_drawn_whole(tmp_path):
     space = replace(find_space("hyperparameters"), fixed={}, vary={"solver.epochs": Range(2, 5, whole=True)}, samples=4)
     import numpy as np
 
-    from pipelines.sweep_plan import draw
+    from pipelines.storage import locate
+from pipelines.sweep_plan import draw
 
     found = {draw(space.vary["solver.epochs"], np.random.default_rng(i)) for i in range(40)}
     assert found == {2, 3, 4, 5}
     assert all(isinstance(value, int) for value in found)
     assert draw(Choices((7,)), np.random.default_rng(0)) == 7
+
+
+def test_what_is_named_counts_even_if_it_is_the_presets(tmp_path):
+    """600/1000 is the default preset's size; the rows of the other presets must get it too."""
+    plan = plan_of(tmp_path, "table1", "--data.short-side", "600", "--data.long-side=1000", "--data.no-flip")
+    assert {(t.train.data.short_side, t.train.data.long_side, t.train.data.flip) for t in plan.trials.values()} == {
+        (600, 1000, False)
+    }
+    file = space_file(tmp_path, '[fixed]\npreset = "demo"\n[vary]\nsolver.lr = [0.1]\n')
+    for options, levels in (([], (2, 3, 4, 5)), (["--preset", "r18-fpn"], (4, 5))):
+        (trial,) = plan_of(tmp_path, file, *options).trials.values()
+        assert trial.train.model.levels == levels
+
+
+def test_trials_of_earlier_commands_keep_their_names(tmp_path):
+    first = plan_of(tmp_path, "table4")
+    shared = next(name for name, t in first.trials.items() if t.train.model.maskiou == PRESETS["r18-fpn"].model.maskiou)
+    (tmp_path / "out" / "runs" / shared).mkdir(parents=True)
+    second = plan_of(tmp_path, "table6")
+    assert shared in second.trials
+    assert len(second.trials) == 4
+
+
+def test_one_head_is_no_sweep_of_heads(tmp_path):
+    file = space_file(tmp_path, '[[rows]]\nname = "a"\nranked = "class"\n[[rows]]\nname = "b"\n')
+    with pytest.raises(InputError, match="one MaskIoU head in all rows"):
+        plan_of(tmp_path, file, "--many-heads")
+
+
+def test_what_is_left_to_do(tmp_path):
+    """A result without the archive that is asked for, or of a trial that was stopped, where nobody stops trials now."""
+    (trial,) = plan_of(tmp_path, "tau", "--many-heads").trials.values()
+    out = locate(tmp_path / "out")
+    assert outcome(out, trial, asha=False) is None
+    write_result(out, trial.name, {"AP": 1.0, "epoch": 2, "stopped": True})
+    assert outcome(out, trial, asha=False) is None
+    assert outcome(out, trial, asha=True) is not None
+    write_result(out, trial.name, {"AP": 1.0, "epoch": 18})
+    assert outcome(out, trial, asha=False) is not None
+    assert outcome(out, replace(trial, test_dev="shards"), asha=False) is None
