@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS
 from pipelines.cli import parse
 from pipelines.storage import locate
-from pipelines.sweep_plan import ALONE, BY_CLASS, make_plan
+from pipelines.sweep_plan import ALONE, BY_CLASS, draw, make_plan
 from pipelines.trial import outcome, write_result
-from tune_spaces.definition import Choices, Range
+from tune_spaces.definition import Range
 from tune_spaces.space import find_space
 
 WHERE = ["--shards", "train", "--validation", "val", "--out"]
@@ -156,19 +157,10 @@ def test_mistakes(tmp_path, arguments, message):
         plan_of(tmp_path, *arguments)
 
 
-def test_a_whole_number_is_drawn_whole(tmp_path):
-    plan = plan_of(tmp_path, "hyperparameters", "--samples", "1")
-    assert plan.search is None
-    space = replace(find_space("hyperparameters"), fixed={}, vary={"solver.epochs": Range(2, 5, whole=True)}, samples=4)
-    import numpy as np
-
-    from pipelines.storage import locate
-from pipelines.sweep_plan import draw
-
-    found = {draw(space.vary["solver.epochs"], np.random.default_rng(i)) for i in range(40)}
+def test_a_whole_number_is_drawn_whole():
+    found = {draw(Range(2, 5, whole=True), np.random.default_rng(i)) for i in range(40)}
     assert found == {2, 3, 4, 5}
     assert all(isinstance(value, int) for value in found)
-    assert draw(Choices((7,)), np.random.default_rng(0)) == 7
 
 
 def test_what_is_named_counts_even_if_it_is_the_presets(tmp_path):
