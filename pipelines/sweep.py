@@ -34,7 +34,7 @@ from pipelines.sweep_plan import Plan, make_plan, report_name
 from pipelines.sweep_plots import write_figures
 from pipelines.sweep_results import TableResult
 from pipelines.sweep_table import lines, write_report
-from pipelines.sweep_tune import run_trials
+from pipelines.sweep_tune import counted, run_trials
 from pipelines.tracking import Tracker, resolved
 from pipelines.train_setup import prepare
 from pipelines.trial import EPOCH, RUNS, epochs, read_result
@@ -115,7 +115,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
                 "again sends it")  # fmt: skip
     log(f"swept in {duration(time.monotonic() - began)}: {out}")
     if failures:
-        log(f"{len(failures)} trials failed; the same command tries them again")
+        log(f"{counted(len(failures))} failed; the same command tries again")
     return SweepReport(tables, failures)
 
 

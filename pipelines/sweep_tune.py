@@ -73,11 +73,11 @@ def run_trials(
     done = len(known) - len(missing)
     number = len(plan.trials) if plan.search is None else max(plan.search.samples, len(begun))
     if done == number:
-        log(f"{number} trials, all of them done already")
+        log(f"{counted(number)}, all done already")
         return {}
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
-    log(f"{number} trials, {concurrent} at a time" + (f"; {done} done already" if done else ""))
+    log(f"{counted(number)}, {min(number, concurrent)} at a time" + (f"; {done} done already" if done else ""))
     failures: dict[str, str] = {}
     with watched(out, number, done, log):
         if missing:
@@ -199,6 +199,11 @@ def _guarded(trial: Trial, out: Location, parent: str) -> None:
         raise
 
 
+def counted(number: int) -> str:
+    """As people say it."""
+    return f"{number} trial" + ("s" if number != 1 else "")
+
+
 def stopped(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The outcome of a trial that a scheduler stopped: the numbers of its last validation."""
     ap = float(metrics[AP])
@@ -236,7 +241,7 @@ def watched(out: Location, number: int, done: int, log: Callable[[str], None]) -
             left = spent / so_far * max(0, number - done - so_far)
             ap = "-" if found[AP] is None else f"{found[AP]:.1f}"
             how = f"stopped after {epochs(found[EPOCH])}" if found.get("stopped") else "done"
-            log(f"trial {name}: {how}, mask AP {ap}; {done + so_far} of {number} trials, {duration(spent)}, "
+            log(f"trial {name}: {how}, mask AP {ap}; {done + so_far} of {counted(number)}, {duration(spent)}, "
                 f"{duration(left)} left")  # fmt: skip
 
     before = len(seen)
