@@ -355,8 +355,12 @@ def _digest(identity: Any) -> str:
 
 
 def _slug(varied: Mapping[str, Any]) -> str:
-    words = "-".join(f"{name.split('.')[-1]}-{_brief(value)}" for name, value in varied.items()) or "default"
-    return re.sub(r"[^A-Za-z0-9.]+", "-", words)[:SLUG].strip("-.")
+    parts = [
+        _brief(value) if name == "preset" else f"{name.split('.')[-1]}-{_brief(value)}"
+        for name, value in varied.items()
+        if name != "weights"
+    ]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts) or "default")[:SLUG].strip("-.")
 
 
 def _brief(value: Any) -> str:

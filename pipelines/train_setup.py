@@ -23,6 +23,9 @@ from pipelines.reading import READER_CPUS, READERS, slots_of
 from pipelines.run_directory import INITIAL, MODEL
 from pipelines.storage import Location, locate, on_disk
 
+HEADS = ("maskiou.", "heads.")
+"""What the names of MaskIoU heads' weights begin with."""
+
 
 def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any]]:
     """The workers' job, but for the mailbox, and the settings by which a run is recognised.
@@ -94,6 +97,7 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     """A model with what fits of some weights; prints what came of loading them."""
     torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
     model = MaskScoringRCNN(job.model)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEADS)}
     names = [name for _, _, name in job.categories]
     if "://" in weights:
         with on_disk(locate(weights)) as path:
@@ -102,7 +106,12 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
         report = load_weights(model, weights, names)
     for line in report.lines():
         log(line)
-    absent = [name for name in report.missing if not name.startswith(("maskiou.", "heads."))]
+    if job.model.heads and any(name.startswith(HEADS) for name in report.missing):
+        log(
+            "all MaskIoU heads begin with random weights: these have not one for each, and none shall have a head start"
+        )
+        model.load_state_dict(fresh, strict=False)
+    absent = [name for name in report.missing if not name.startswith(HEADS)]
     if job.model.trained == "maskiou" and absent:
         raise InputError(f"{weights}: {absent[0]} and {len(absent) - 1} more tensors are not in it, and "
                          "--model.trained maskiou does not train them; give a whole Mask R-CNN")  # fmt: skip
