@@ -107,9 +107,7 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     for line in report.lines():
         log(line)
     if job.model.heads and any(name.startswith(HEADS) for name in report.missing):
-        log(
-            "all MaskIoU heads begin with random weights: these have not one for each, and none shall have a head start"
-        )
+        log("all MaskIoU heads begin with random weights: those given have not one for each, and none shall lead")
         model.load_state_dict(fresh, strict=False)
     absent = [name for name in report.missing if not name.startswith(HEADS)]
     if job.model.trained == "maskiou" and absent:

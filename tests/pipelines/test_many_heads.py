@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from msrcnn.detector import MaskScoringRCNN
 from msrcnn.weights import load_model
 from pipelines.options import EvaluateConfig
 from pipelines.scoring_options import ScoreConfig
@@ -42,6 +43,14 @@ def test_heads_from_shards_to_numbers(trained, shards, tmp_path: Path) -> None:
     assert got.config.heads == HEADS
     trunk = [name for name in want.state_dict() if not name.startswith("maskiou.")]
     assert all(torch.equal(got.state_dict()[name], want.state_dict()[name]) for name in trunk)
+
+    # The source has the main head's weights: it would lead, so all heads begin as a run without weights has them.
+    began = load_model(config.run / "initial.pt").model.state_dict()
+    torch.manual_seed(config.solver.seed)
+    fresh = MaskScoringRCNN(got.config).state_dict()
+    heads = [name for name in fresh if name.startswith(("maskiou.", "heads."))]
+    assert all(torch.equal(began[name], fresh[name]) for name in heads)
+    assert not torch.equal(began["maskiou.fc1.weight"], want.state_dict()["maskiou.fc1.weight"])
 
     options = EvaluateConfig(config.run, shards / "val", tmp_path / "out", batch=3, bootstrap=5, figures=False)
     lines.clear()
