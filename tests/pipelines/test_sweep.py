@@ -176,3 +176,28 @@ def test_every_backbone_of_tables_1_and_2(shards, tmp_path):
     assert all(row["state"] == "" for row in rows)
     published = {row["name"]: row["published"]["AP"] for row in rows}
     assert published["MS R-CNN, R18-FPN"] == 29.3
+
+
+@pytest.mark.slow
+def test_a_bayesian_search_goes_on_where_it_was(shards, tmp_path):
+    """What an earlier command found is not computed again, and the search knows it."""
+    pytest.importorskip("optuna")
+    vary = '[vary]\nsolver.lr = {low = 0.01, high = 0.1, log = true}\nmodel.selection.method = ["gaussian", "hard"]\n'
+    file = space(tmp_path, f'search = "bayes"\nsamples = 2\n{vary}')
+    sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "1", "--concurrent", "1"])
+    sweep.start()
+    assert sweep.finish() == 0
+    first = sweep.results()
+    assert len(first) == 2
+    sweep.options += ["--samples", "3"]
+    sweep.start()
+    assert sweep.finish() == 0
+    assert "3 trials, 1 at a time; 2 done already" in sweep.log()
+    results = sweep.results()
+    assert len(results) == 3
+    assert {name: results[name] for name in first} == first
+    rows = sweep.rows("mine")
+    assert len(rows) == 3
+    assert all(0.01 <= row["settings"]["solver.lr"] <= 0.1 for row in rows)
+    parent, children = sweep.runs()
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 4
