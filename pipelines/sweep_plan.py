@@ -24,7 +24,7 @@ from pipelines.tracking import flatten
 from pipelines.trial import EVALUATIONS, FUSED, RESULTS, RUNS, Trial
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.heads import heads_of
-from tune_spaces.settings import FUSION, base_of, configure
+from tune_spaces.settings import FUSION, base_of, configure, fusion_of
 from tune_spaces.space import find_space
 
 PARTS = ("model", "solver", "data")
@@ -113,8 +113,7 @@ class TrialMaker:
         """The trial with these settings."""
         settings = self.settings(varied)
         model, solver, data = configure(base_of(settings), settings)
-        fusion = tuple(settings.get(name, 1.0) for name in FUSION)
-        return self.build(varied, seed, (model, solver, data), settings.get("weights"), (fusion[0], fusion[1]))
+        return self.build(varied, seed, (model, solver, data), settings.get("weights"), fusion_of(settings))
 
     def suggested(self, found: Mapping[str, Any]) -> Trial:
         """The trial of a Bayesian search with what Tune suggests."""

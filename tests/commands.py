@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
-class Command:
+class Command(ABC):
     """A command in a process, with a Ray of its own where it joins none; the same command again goes on.
 
     Attributes:
@@ -27,9 +28,9 @@ class Command:
     driver: subprocess.Popen[bytes] | None = None
     cwd = ROOT
 
+    @abstractmethod
     def arguments(self) -> list[str]:
         """Behind `msrcnn`."""
-        raise NotImplementedError
 
     @property
     def mark(self) -> str:

@@ -107,7 +107,7 @@ published = {{AP = 12.5}}
     assert result["settings"] == {"solver.lr": 0.01}
     parent, children = sweep.runs()
     assert parent.info.status == "FINISHED"
-    assert {run.info.status for run in children} <= {"FINISHED", "FAILED"}
+    assert [run.info.status for run in children] == ["FINISHED"]  # the other one had not come to begin a run
 
 
 @pytest.mark.slow
