@@ -8,10 +8,13 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from cluster.package import COMMIT
+from msrcnn import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("msrcnn", "pipelines", "tune_spaces", "cluster", "pyproject.toml")
 """What of the tree is the program: runs and data beside it are nobody's changes."""
-PACKAGES = ("msrcnn", "torch", "torchvision", "ray", "mlflow", "pyarrow", "hotcoco", "pycocotools")
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "hotcoco", "pycocotools")
 GIT_SECONDS = 10.0
 """How long git may take: a tree on a network disk can be slow."""
 
@@ -29,7 +32,12 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def git_commit(root: Path = ROOT) -> str | None:
-    """The commit that `root` is a checkout of, with "-dirty" if its sources differ from it; None if it is none."""
+    """The commit that `root` is a checkout of, with "-dirty" if its sources differ from it; None if it is none.
+
+    Sources that were packed for a job say what they were made from.
+    """
+    if (root / COMMIT).is_file():
+        return (root / COMMIT).read_text().strip()
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():  # installed into a folder of somebody else's repository
         return None
@@ -42,7 +50,7 @@ def git_commit(root: Path = ROOT) -> str | None:
 
 def provenance() -> dict[str, str]:
     """`git_commit` (absent without a checkout) and `version/...` of Python and of each package that is installed."""
-    values = {"version/python": platform.python_version()}
+    values = {"version/python": platform.python_version(), "version/msrcnn": __version__}
     if commit := git_commit():
         values["git_commit"] = commit
     for name in PACKAGES:

@@ -19,7 +19,7 @@ from msrcnn.data.rejected import Rejected
 from msrcnn.errors import InputError
 from pipelines.job_rows import job_rows
 from pipelines.manifest import MANIFEST, Manifest, load_manifest, read_manifest, write_manifest
-from pipelines.options import ShardConfig
+from pipelines.options import ShardConfig, VerifyConfig
 from pipelines.part_records import (
     REJECTED,
     PartRecord,
@@ -34,6 +34,7 @@ from pipelines.progress import PROGRESS_SECONDS, duration
 from pipelines.shard_job import WriteJob, plan_row, write_shards
 from pipelines.shard_plan import Plan, make_plan
 from pipelines.storage import Location, exclusively, explained, locate
+from pipelines.verify import verify
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class ShardReport:
     rejected: dict[str, int]
     corrected: dict[str, int]
     seconds: float
+
+
+def shard_or_verify(config: ShardConfig | VerifyConfig) -> None:
+    """`msrcnn shard`, and its `--verify`."""
+    if isinstance(config, VerifyConfig):
+        verify(config)
+        return
+    report = shard(config)
+    print(f"{report.out}: {report.rows} images, {report.instances} instances in {report.shards} shards, "
+          f"{report.bytes / 1e6:.1f} MB, {report.seconds:.0f} s")  # fmt: skip
 
 
 def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardReport:

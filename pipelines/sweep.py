@@ -69,6 +69,11 @@ class SweepReport:
     failures: dict[str, str]
 
 
+def sweep_all(config: SweepConfig) -> int:
+    """`msrcnn sweep`: 1 if a trial failed."""
+    return int(bool(sweep(config).failures))
+
+
 def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepReport:
     """Runs what is missing of a sweep and reports.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msrcnn.errors import InputError
+from pipelines.job_environment import submitted
 from pipelines.mlflow_errors import reason
 from pipelines.provenance import provenance
 
@@ -94,9 +95,13 @@ def resolved(address: str | None) -> str:
     """The address that is meant: as given, MLFLOW_TRACKING_URI, or a SQLite file in this folder; valid in every folder.
 
     Raises:
-        InputError: it cannot be used.
+        InputError: it cannot be used, or a submitted job has none: that file would go with the job.
     """
-    return absolute(address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS)
+    address = address or os.environ.get("MLFLOW_TRACKING_URI")
+    if address is None and submitted():
+        raise InputError("MLflow: no address; give --tracking, `msrcnn submit --env MLFLOW_TRACKING_URI=...`, or set "
+                         "it in the environment of the cluster's nodes")  # fmt: skip
+    return absolute(address or DEFAULT_ADDRESS)
 
 
 class Tracker:

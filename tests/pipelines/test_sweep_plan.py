@@ -9,10 +9,10 @@ import pytest
 
 from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS
-from pipelines.cli import parse
 from pipelines.storage import locate
 from pipelines.sweep_plan import ALONE, BY_CLASS, draw, make_plan
 from pipelines.trial import outcome, write_result
+from pipelines.verbs import parse
 from tune_spaces.definition import Range
 from tune_spaces.space import find_space
 

@@ -1,0 +1,5 @@
+"""`python -m pipelines` is `msrcnn`, also where only the source tree is there, as in a submitted job."""
+
+from pipelines.cli import main
+
+main()
