@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from msrcnn.errors import InputError
 from pipelines.job_environment import submitted
@@ -73,8 +74,12 @@ def absolute(address: str) -> str:
     """The address, valid in every folder: a SQLite file's path is made absolute and its folder made.
 
     Raises:
-        InputError: it names no file that can be a SQLite database.
+        InputError: it names no file that can be a SQLite database, or has a password for a server: an address is
+            written into the records of runs.
     """
+    if address.startswith(("http://", "https://")) and "@" in urlsplit(address).netloc:
+        raise InputError("MLflow: the address has a user's name or password in it; put them into "
+                         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and give the address without")  # fmt: skip
     if not address.startswith("sqlite:"):
         return address
     name = address.removeprefix(SQLITE)

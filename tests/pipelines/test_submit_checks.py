@@ -112,5 +112,12 @@ def test_every_verb_has_its_options_and_its_function(verb):
     from pipelines.verbs import resolve
 
     assert resolve(VERBS[verb].options).__doc__
-    if verb in ("submit", "jobs", "logs", "stop", "context", "shapes"):  # the others import torch: seen to run elsewhere
+    if verb in (
+        "submit",
+        "jobs",
+        "logs",
+        "stop",
+        "context",
+        "shapes",
+    ):  # the others import torch: seen to run elsewhere
         assert callable(resolve(VERBS[verb].run))

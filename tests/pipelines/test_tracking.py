@@ -6,9 +6,10 @@ import pytest
 from mlflow import MlflowClient
 
 from msrcnn.errors import InputError
+from pipelines.job_environment import SUBMITTED
 from pipelines.outbox import Outbox
 from pipelines.provenance import provenance
-from pipelines.tracking import COMMIT_TAG, Point, Tracker, flatten
+from pipelines.tracking import COMMIT_TAG, Point, Tracker, flatten, resolved
 from tests.mlflow_server import free_port
 
 
@@ -72,12 +73,36 @@ def test_tags_provenance_and_points(tmp_path):
     assert [(m.step, m.timestamp, m.value) for m in history] == [(7, 1_700_000_000_000, 0.1)]
 
 
-def test_a_server_that_does_not_answer_is_an_error_of_a_new_run_only():
-    address = f"http://somebody:secret@127.0.0.1:{free_port()}"
-    began = time.monotonic()
-    with pytest.raises(InputError, match=r"somebody:\*\*\*@127.*Connection refused; give another --tracking") as error:
-        Tracker(address, "study")
+@pytest.mark.parametrize("address", ["https://somebody:secret@mlflow.example.org", "http://secret@127.0.0.1:5000"])
+def test_a_servers_password_is_not_taken_as_part_of_its_address(address):
+    """The address is written into the run directory."""
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD") as error:
+        Tracker(address, "study", run_id="0" * 32)
     assert "secret" not in str(error.value)
+
+
+def test_a_databases_password_is_not_shown():
+    tracker = Tracker("postgresql://somebody:secret@127.0.0.1/mlflow", "study", run_id="0" * 32)
+    assert tracker.shown == "postgresql://somebody:***@127.0.0.1/mlflow"
+
+
+def test_a_submitted_job_needs_an_address(monkeypatch, tmp_path):
+    """A file in its own folder would go with it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert resolved(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv(SUBMITTED, "1")
+    with pytest.raises(InputError, match=r"no address; give --tracking.*--env MLFLOW_TRACKING_URI"):
+        resolved(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert resolved(None) == "http://127.0.0.1:5000"
+
+
+def test_a_server_that_does_not_answer_is_an_error_of_a_new_run_only():
+    address = f"http://127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"127.*Connection refused; give another --tracking"):
+        Tracker(address, "study")
     continued = Tracker(address, "study", run_id="0" * 32)
     continued.close()  # says nothing
     assert time.monotonic() - began < 20
