@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -25,11 +26,13 @@ class ByHand:
 
     Args:
         folder: for the token, the logs, and the head's and nodes' environment.
+        session: where the nodes keep sockets and logs; its path must be short. Ray's own if absent.
         environment: that all nodes are started with, as a Kubernetes Secret or a profile would give it to them.
     """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    session: Path | None = None
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     port: int = 0
     dashboard: int = 0
@@ -41,7 +44,8 @@ class ByHand:
         self.port, self.dashboard = free_port(), free_port()
         try:
             self.start("head", "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}",
-                       "--include-dashboard=true", "--ray-client-server-port=0", "--num-cpus=0")  # fmt: skip
+                       "--include-dashboard=true", "--ray-client-server-port=0", "--num-cpus=0",
+                       *([f"--temp-dir={self.session}"] if self.session else []))  # fmt: skip
             self.wait_until(lambda: bool(self._answer("/api/version")), "the dashboard answers")
         except BaseException:
             self.__exit__()
@@ -94,8 +98,6 @@ class ByHand:
 
     def alive(self) -> int:
         """Nodes that the cluster counts as alive, the head among them."""
-        import json
-
         answer = self._answer("/api/v0/nodes?limit=100")
         if not answer:
             return 0
