@@ -130,4 +130,4 @@ def _probe(address: str, source: str) -> None:
         socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"{address} (from {source}): no cluster answers there ({error}); check that it runs and "
-                         "that its port can be reached from here (kubectl port-forward, ssh -L)") from error  # fmt: skip
+                         "that its port can be reached (kubectl port-forward, ssh -L)") from error  # fmt: skip

@@ -78,8 +78,8 @@ def absolute(address: str) -> str:
             written into the records of runs.
     """
     if address.startswith(("http://", "https://")) and "@" in urlsplit(address).netloc:
-        raise InputError("MLflow: the address has a user's name or password in it; put them into "
-                         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and give the address without")  # fmt: skip
+        raise InputError("MLflow: the address has a user's name or password in it; put them "
+                         "into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not into the address")  # fmt: skip
     if not address.startswith("sqlite:"):
         return address
     name = address.removeprefix(SQLITE)

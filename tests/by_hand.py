@@ -78,14 +78,14 @@ class ByHand:
     def start(self, name: str, *options: str) -> None:
         """`ray start` with options, as processes that know which node they are."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment |= {**self.environment, **self.client, "MSRCNN_NODE": self._mark(name), "RAY_USAGE_STATS_ENABLED": "0",
-                        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+        environment |= {**self.environment, **self.client, "MSRCNN_NODE": self._mark(name)}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment.pop("PYTHONPATH", None)  # the sources come with the job
         command = ["ray", "start", *options, "--object-store-memory=200000000", "--dashboard-agent-listen-port=0",
                    "--disable-usage-stats", "--block"]  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.nodes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True,
-                                                cwd=self.folder)  # fmt: skip
+            self.nodes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder,
+                                                start_new_session=True)  # fmt: skip
 
     def kill(self, name: str) -> None:
         """SIGKILL to all processes of a node, as of a machine that loses power."""

@@ -43,7 +43,7 @@ def test_no_cluster_is_said_with_the_three_ways_to_name_one():
 
 def test_an_address_to_join_is_none_for_jobs(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(InputError, match="RAY_ADDRESS 10.0.0.1:6379: is for programs that join"):
+    with pytest.raises(InputError, match=r"RAY_ADDRESS 10\.0\.0\.1:6379: is for programs that join"):
         job_address(None)
 
 

@@ -34,7 +34,7 @@ def test_only_the_program_goes_along(tree, tmp_path):
     assert not folder.exists()
 
 
-def test_the_program_runs_from_what_goes_along_and_knows_its_commit(tmp_path):
+def test_the_program_runs_from_what_goes_along_and_knows_its_commit():
     with packed("abc") as folder:
         code = "import pipelines.provenance as p; print(p.__file__, p.provenance()['git_commit'])"
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)

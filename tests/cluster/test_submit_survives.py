@@ -1,7 +1,7 @@
 """From a laptop to a cluster and back: sharding, training, evaluation and a sweep as jobs, while nodes vanish.
 
-`ray start` by hand with a token, a head without work and two nodes; a real MLflow server; the submitter knows nothing but
-the address and the token. The secrets that the nodes have are searched for wherever others can look.
+`ray start` by hand with a token, a head without work and two nodes; a real MLflow server; the submitter knows
+nothing but the address and the token. The secrets that the nodes have are searched for wherever others can look.
 """
 
 from __future__ import annotations

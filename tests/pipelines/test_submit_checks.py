@@ -8,7 +8,7 @@ import pytest
 
 from msrcnn.errors import InputError
 from pipelines.submit import check_places, job_name, run_of, submit, with_files
-from pipelines.verbs import VERBS, parse
+from pipelines.verbs import OF_A_CLUSTER, VERBS, parse, resolve
 
 TRAIN = ("train", "--shards", "s3://b/shards", "--run", "s3://b/runs/first")
 
@@ -62,7 +62,7 @@ def test_mistakes_are_said_before_a_cluster_is_needed(arguments, why):
     assert why in submitting(*arguments)
 
 
-def test_every_verbs_places_are_found(tmp_path):
+def test_every_verbs_places_are_found():
     """An option of a verb that takes a path is one that is checked: none slips through by its type."""
     wrong = {
         "shard": [("--annotations", "a.json"), ("--images", "i"), ("--out", "o")],
@@ -109,8 +109,6 @@ def test_one_run_is_one_job_and_its_name_can_be_read():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_its_options_and_its_function(verb):
-    from pipelines.verbs import resolve
-
     assert resolve(VERBS[verb].options).__doc__
     if verb in (
         "submit",
