@@ -223,8 +223,10 @@ class Jobs:
         except Exception as error:  # requests', aiohttp's and Ray's own, which have no common base
             text = str(error)
             if "uthentication" in text or "401" in text.split("\n")[0] or "403" in text.split("\n")[0]:
-                raise InputError(f"{self.address}: asks for Ray's token, and the one here is absent or another; put "
-                                 "it into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH") from error  # fmt: skip
+                raise InputError(
+                    f"{self.address}: asks for Ray's token, and the one here is absent or another; put it into "
+                    "~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH"
+                ) from error
             if name and ("404" in text or "does not exist" in text):
                 raise InputError(f"{name}: no such job at {self.address}; `msrcnn jobs` lists them") from error
             raise InputError(f"{self.address}: {_first_line(error)}") from error

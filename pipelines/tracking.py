@@ -79,7 +79,7 @@ def absolute(address: str) -> str:
     """
     if address.startswith(("http://", "https://")) and "@" in urlsplit(address).netloc:
         raise InputError("MLflow: the address has a user's name or password in it; put them "
-                         "into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not into the address")  # fmt: skip
+                         "into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")  # fmt: skip
     if not address.startswith("sqlite:"):
         return address
     name = address.removeprefix(SQLITE)

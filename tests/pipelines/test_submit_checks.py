@@ -110,12 +110,5 @@ def test_one_run_is_one_job_and_its_name_can_be_read():
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_its_options_and_its_function(verb):
     assert resolve(VERBS[verb].options).__doc__
-    if verb in (
-        "submit",
-        "jobs",
-        "logs",
-        "stop",
-        "context",
-        "shapes",
-    ):  # the others import torch: seen to run elsewhere
+    if verb in (*OF_A_CLUSTER, "shapes"):  # the others import torch, and are seen to run elsewhere
         assert callable(resolve(VERBS[verb].run))
