@@ -58,27 +58,27 @@ def locked(root: Path = ROOT) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def locked_version(package: str, root: Path = ROOT) -> str | None:
-    """The version that the lock file names; None if it names none, or there is no lock file."""
+def locked_versions(package: str, root: Path = ROOT) -> list[str]:
+    """The versions that the lock file names, one or, for several Pythons, more; none if there is no lock file."""
     try:
         lines = locked(root)
     except InputError:
-        return None
+        return []
     found = (re.match(rf"{re.escape(package)}==([^\s;]+)", line) for line in lines)
-    return next((match[1] for match in found if match), None)
+    return [match[1] for match in found if match]
 
 
 def differing(packages: Sequence[str], root: Path = ROOT) -> list[str]:
     """How installed packages differ from the lock file, a text each: 'torch 2.14.0, locked 2.15.0'."""
     texts = []
     for name in packages:
-        wanted = locked_version(name, root)
+        wanted = locked_versions(name, root)
         try:
             there = metadata.version(name)
         except metadata.PackageNotFoundError:
             there = "is missing"
-        if wanted and there.partition("+")[0] != wanted:
-            texts.append(f"{name} {there}, locked {wanted}")
+        if wanted and there.partition("+")[0] not in wanted:
+            texts.append(f"{name} {there}, locked {' or '.join(wanted)}")
     return texts
 
 

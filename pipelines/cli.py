@@ -42,9 +42,9 @@ def main() -> None:
     try:
         if arguments[0] not in VERBS:
             raise InputError(f"'{arguments[0]}' is not a command; there are {', '.join(VERBS)}")
-        options = parse(arguments[0], arguments[1:])
         if submitted() and (notice := packages_notice()):
             print(notice, file=sys.stderr)
+        options = parse(arguments[0], arguments[1:])
         code = run_of(arguments[0])(options)
         if isinstance(code, int):
             sys.exit(code)

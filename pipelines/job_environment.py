@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from cluster.package import differing
+from cluster.package import ROOT, differing
 from msrcnn.errors import InputError
 
 SUBMITTED = "MSRCNN_SUBMITTED"
@@ -17,16 +21,22 @@ def submitted() -> bool:
     return bool(os.environ.get(SUBMITTED))
 
 
-def packages_notice() -> str:
+def packages_notice(compared: Sequence[str] = COMPARED, root: Path = ROOT) -> str:
     """A line about packages that are not the locked ones; empty if all are.
+
+    Args:
+        compared: names of packages.
+        root: where the lock file is.
 
     Raises:
         InputError: one is missing.
     """
-    found = differing(COMPARED)
+    found = differing(compared, root)
     if missing := [text.split()[0] for text in found if "is missing" in text]:
-        raise InputError(f"the cluster's Python has no {', '.join(missing)}; submit with --packages locked, or start "
-                         "the cluster from an environment with requirements.lock")  # fmt: skip
+        raise InputError(
+            f"{sys.executable} on {platform.node()} has no {', '.join(missing)}; begin PATH with the environment that has "
+            "them where `ray start` runs (activate it), or `msrcnn submit --python PATH` or `--packages locked`"
+        )
     if not found:
         return ""
     return f"note: {'; '.join(found)}; `msrcnn submit --packages locked` brings the locked ones"

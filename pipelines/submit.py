@@ -19,7 +19,7 @@ from typing import Any
 from cluster.addresses import job_address
 from cluster.credentials import check_command, check_variable
 from cluster.jobs import Job, Jobs, Request
-from cluster.package import locked, locked_version, packed
+from cluster.package import locked, locked_versions, packed
 from msrcnn.errors import InputError
 from pipelines.job_environment import SUBMITTED
 from pipelines.progress import duration
@@ -186,10 +186,10 @@ def _variables(items: Sequence[str]) -> dict[str, str]:
 
 def _check_ray(cluster: Jobs, config: SubmitConfig) -> None:
     """A job cannot bring another Ray along than the cluster runs."""
-    there, ours = cluster.ray_version, locked_version("ray")
-    if config.packages == "locked" and there and ours and there != ours:
-        raise InputError(f"{cluster.address}: runs Ray {there}, requirements.lock names {ours}; start the cluster with "
-                         f"ray=={ours}")  # fmt: skip
+    there, ours = cluster.ray_version, locked_versions("ray")
+    if config.packages == "locked" and there and ours and there not in ours:
+        raise InputError(f"{cluster.address}: runs Ray {there}, requirements.lock names {ours[0]}; start the cluster with "
+                         f"ray=={ours[0]}")  # fmt: skip
 
 
 def _writes_nothing(options: Any) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.package import ROOT, differing, locked, locked_version, packed
+from cluster.package import ROOT, differing, locked, locked_versions, packed
 from msrcnn.errors import InputError
 
 
@@ -46,9 +46,9 @@ def test_the_program_runs_from_what_goes_along_and_knows_its_commit():
 
 def test_the_lock_is_read_with_its_markers(tree):
     assert locked(tree) == ["numpy==1.0", "pyarrow==2.0 ; sys_platform == 'linux'", "pytest==0.1"]
-    assert [locked_version(name, tree) for name in ("numpy", "pyarrow", "num")] == ["1.0", "2.0", None]
+    assert [locked_versions(name, tree) for name in ("numpy", "pyarrow", "num")] == [["1.0"], ["2.0"], []]
     (tree / "requirements.lock").unlink()
-    assert locked_version("numpy", tree) is None
+    assert locked_versions("numpy", tree) == []
     with pytest.raises(InputError, match=r"requirements.lock: is not there.*from a checkout"):
         locked(tree)
 
@@ -57,9 +57,10 @@ def test_what_is_installed_is_compared_with_the_lock(tree):
     import numpy
 
     assert differing(["numpy", "unheard"], tree) == [f"numpy {numpy.__version__}, locked 1.0"]
-    (tree / "requirements.lock").write_text(f"numpy=={numpy.__version__}\nunheard==1.0\n")
+    lines = f"numpy==0.1 ; python_version < '3'\nnumpy=={numpy.__version__} ; python_version > '3'\nunheard==1.0\n"
+    (tree / "requirements.lock").write_text(lines)
     assert differing(["numpy", "unheard"], tree) == ["unheard is missing, locked 1.0"]
 
 
 def test_this_projects_lock_names_what_the_program_stands_on():
-    assert all(locked_version(name, ROOT) for name in ("torch", "torchvision", "ray", "mlflow", "hotcoco"))
+    assert all(locked_versions(name, ROOT) for name in ("torch", "torchvision", "ray", "mlflow", "hotcoco"))
