@@ -34,8 +34,8 @@ def packages_notice(compared: Sequence[str] = COMPARED, root: Path = ROOT) -> st
     found = differing(compared, root)
     if missing := [text.split()[0] for text in found if "is missing" in text]:
         raise InputError(
-            f"{sys.executable} on {platform.node()} has no {', '.join(missing)}; begin PATH with the environment that has "
-            "them where `ray start` runs (activate it), or `msrcnn submit --python PATH` or `--packages locked`"
+            f"{sys.executable} on {platform.node()} has no {', '.join(missing)}; begin PATH with the environment that "
+            "has them where `ray start` runs (activate it), or `msrcnn submit --python PATH` or `--packages locked`"
         )
     if not found:
         return ""

@@ -188,8 +188,8 @@ def _check_ray(cluster: Jobs, config: SubmitConfig) -> None:
     """A job cannot bring another Ray along than the cluster runs."""
     there, ours = cluster.ray_version, locked_versions("ray")
     if config.packages == "locked" and there and ours and there not in ours:
-        raise InputError(f"{cluster.address}: runs Ray {there}, requirements.lock names {ours[0]}; start the cluster with "
-                         f"ray=={ours[0]}")  # fmt: skip
+        raise InputError(f"{cluster.address}: runs Ray {there}, requirements.lock names {ours[0]}; start the cluster "
+                         f"with ray=={ours[0]}")  # fmt: skip
 
 
 def _writes_nothing(options: Any) -> bool:

@@ -22,8 +22,8 @@ def test_a_python_without_the_packages_is_named(tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     with packed(None) as folder:
         done = subprocess.run(
-            [tmp_path / "bare" / "bin" / "python", "-m", "pipelines", "data", "/shards"], cwd=folder, env={SUBMITTED: "1"},
-            capture_output=True, text=True, check=False,
+            [tmp_path / "bare" / "bin" / "python", "-m", "pipelines", "data", "/shards"], cwd=folder,
+            env={SUBMITTED: "1"}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith(f"msrcnn: {tmp_path}/bare/bin/python on ")
@@ -31,7 +31,7 @@ def test_a_python_without_the_packages_is_named(tmp_path):
     assert "--packages locked" in done.stderr
 
 
-def test_outside_of_a_job_nobody_looks(tmp_path):
+def test_outside_of_a_job_nobody_looks():
     with packed(None) as folder:
         done = subprocess.run([sys.executable, "-m", "pipelines", "--help"], cwd=folder, env={}, text=True,
                               capture_output=True, check=False)  # fmt: skip
