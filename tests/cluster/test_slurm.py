@@ -112,7 +112,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 
 @pytest.fixture
 def without_ray(slurm: Slurm) -> Slurm:
-    """The same, with stand-ins for what the nodes have installed: a command sleeps as long as told, and fails with 3."""
+    """The same, with stand-ins for what the nodes have installed; a command sleeps as told, and fails with 3."""
     executable(slurm.folder / "venv" / "bin" / "ray", RAY)
     executable(slurm.folder / "venv" / "bin" / "msrcnn", MSRCNN)
     executable(slurm.folder / "venv" / "bin" / "python", "#!/bin/true\n")
