@@ -183,6 +183,10 @@ def test_pods(overlay: str) -> None:
             assert resources["requests"]["memory"] == resources["limits"]["memory"]
             assert resources["requests"].get("nvidia.com/gpu") == resources["limits"].get("nvidia.com/gpu")
             assert settings_map in container["envFrom"]
+            # The operator keeps the token in a Secret of the cluster's name: ours must be another.
+            secrets = [source["secretRef"] for source in container["envFrom"] if "secretRef" in source]
+            assert secrets == [{"name": "msrcnn-credentials", "optional": True}]
+            assert manifest["metadata"]["name"] != "msrcnn-credentials"
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert all("sizeLimit" in v["emptyDir"] for v in pod["volumes"] if v["name"] in memory_volumes)
     for group in cluster_of(manifest)["workerGroupSpecs"]:
