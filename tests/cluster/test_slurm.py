@@ -45,6 +45,14 @@ if "--head" in sys.argv:
     server = socket.create_server((options["--node-ip-address"], int(options["--port"])))
 signal.pause()
 """
+WAITS = """#!/bin/bash
+# For so many nodes as python is told to wait for.
+for _ in {1..600}; do
+    [[ $(grep -c ^ray "$STANDIN/calls") -ge $3 ]] && exit 0
+    sleep 0.1
+done
+exit 1
+"""
 MSRCNN = """#!/bin/bash
 echo "msrcnn $*" >>"$STANDIN/calls"
 exec {python} -c 'import sys, time; time.sleep(float(sys.argv[1])); sys.exit(3)' "$2"
@@ -115,7 +123,7 @@ def without_ray(slurm: Slurm) -> Slurm:
     """The same, with stand-ins for what the nodes have installed; a command sleeps as told, and fails with 3."""
     executable(slurm.folder / "venv" / "bin" / "ray", RAY)
     executable(slurm.folder / "venv" / "bin" / "msrcnn", MSRCNN)
-    executable(slurm.folder / "venv" / "bin" / "python", "#!/bin/true\n")
+    executable(slurm.folder / "venv" / "bin" / "python", WAITS)
     slurm.environment["MSRCNN_VENV"] = str(slurm.folder / "venv")
     return slurm
 
