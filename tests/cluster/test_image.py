@@ -105,7 +105,7 @@ def test_scripts_are_bash_and_tell_nothing() -> None:
     for text in (DOCKERFILE, INSTALL.read_text(), (FOLDER / "requirements.lock").read_text()):
         assert not HOST.search(text), HOST.search(text)
         assert not re.search(r"(?i)password|secret_|access_key|--index|extra-index|_token=", text)
-    assert HOST.search("pip install --index https://pypi.example.org/simple")
+    assert HOST.search("pip install --index https://packages.example.org/simple")
 
 
 def test_the_lock_of_the_image_is_that_of_development_without_its_tools() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
     yield job
     for pid in processes("", f"STANDIN={tmp_path}"):
         os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(f"/tmp/msrcnn-{environment['SLURM_JOB_ID']}", ignore_errors=True)
 
 
 @pytest.fixture
