@@ -51,9 +51,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# After a change of dependencies in pyproject.toml.
+# After a change of dependencies in pyproject.toml: for development, and with the same versions for the image.
 lock: $(INSTALLED)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra optuna --extra launcher pyproject.toml \
+		--constraints requirements.lock -o cluster/requirements.lock
 
 clean:
 	rm -rf $(DEMO)
