@@ -102,6 +102,14 @@ def run_data(config: Any) -> None:
     inspect(config)
 
 
+def run_doctor(config: Any) -> None:
+    """`msrcnn doctor`."""
+    from pipelines.doctor import doctor
+
+    if doctor(config).failed:
+        sys.exit(FAILED)
+
+
 @dataclass(frozen=True)
 class Verb:
     """A command: one line about it, its options, what runs it."""
@@ -159,6 +167,12 @@ def _export_options() -> type:
     return ExportConfig
 
 
+def _doctor_options() -> type:
+    from pipelines.doctor_options import DoctorConfig
+
+    return DoctorConfig
+
+
 VERBS = {
     "shapes": Verb("write the built-in data set, in COCO format", lambda: ShapesCommand, run_shapes),
     "shard": Verb("turn COCO annotations and images into Parquet shards", _shard_options, run_shard),
@@ -169,6 +183,7 @@ VERBS = {
     "rescore": Verb("mask AP of stored detections under other fusions of scores", _rescore_options, run_rescore),
     "sweep": Verb("train and evaluate what a table of the paper varies, print the table", _sweep_options, run_sweep),
     "export": Verb("write stored detections as COCO results", _export_options, run_export),
+    "doctor": Verb("check a cluster before a long job: nodes, room, storage, shards", _doctor_options, run_doctor),
 }
 
 

@@ -99,6 +99,11 @@ def resolved(address: str | None) -> str:
     return absolute(address or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_ADDRESS)
 
 
+def shown(address: str) -> str:
+    """The address as messages show it: without a password."""
+    return re.sub(r"//([^:/@]*):[^/]*@", r"//\1:***@", address)
+
+
 class Tracker:
     """One MLflow run, new or continued.
 
@@ -137,7 +142,7 @@ class Tracker:
     @property
     def shown(self) -> str:
         """The address as messages show it: without a password."""
-        return re.sub(r"//([^:/@]*):[^/]*@", r"//\1:***@", self.address)
+        return shown(self.address)
 
     @cached_property
     def client(self) -> MlflowClient:
