@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from msrcnn.errors import InputError
 
 PROBE_SECONDS = 5.0
 """How long an address may take to accept a connection; Ray itself would try for a minute or more."""
+VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+"""How Ray's refusal of another version names the cluster's, then ours."""
 
 
 @contextmanager
@@ -66,6 +69,13 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        versions = VERSIONS.findall(str(error))
+        if len(versions) == 2:
+            (theirs, their_python), (ours, our_python) = versions
+            raise InputError(
+                f"Ray address '{address}': the cluster runs Ray {theirs} on Python {their_python}, this process Ray "
+                f"{ours} on Python {our_python}; use the cluster's versions here, all three digits of Python's included"
+            ) from error
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"Ray address '{address}': cannot join ({reason}); give another --address, or unset RAY_ADDRESS "

@@ -11,6 +11,30 @@ from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
 from pipelines.scoring_options import ReportOptions
 
 
+def worker_range(workers: str) -> tuple[int, int]:
+    """Fewest and most workers that `--workers` asks for.
+
+    Raises:
+        InputError: it is neither a number from 1 nor MIN:MAX.
+    """
+    low, _, high = str(workers).partition(":")
+    good = low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)
+    require(good, "--workers", workers, "a number from 1, or MIN:MAX")
+    return int(low), int(high or low)
+
+
+def worker_share(cpus: float, gpu: bool) -> dict[str, float]:
+    """What a training worker asks of the cluster, by Ray's names.
+
+    Workers packed onto all CPUs of a node must leave something for its readers.
+
+    Args:
+        cpus: what `--cpus` says; 0: our choice.
+        gpu: whether it has one.
+    """
+    return {"CPU": cpus or (0.9 if gpu else 0.45)} | ({"GPU": 1.0} if gpu else {})
+
+
 @dataclass(frozen=True)
 class ShardConfig:
     """Turn COCO annotations and images into Parquet shards. The same command again goes on where it stopped.
@@ -95,10 +119,7 @@ class TrainingOptions:
     @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers."""
-        low, _, high = str(self.workers).partition(":")
-        good = low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)
-        require(good, "--workers", self.workers, "a number from 1, or MIN:MAX")
-        return int(low), int(high or low)
+        return worker_range(self.workers)
 
 
 @dataclass(frozen=True)

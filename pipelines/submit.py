@@ -29,6 +29,8 @@ from pipelines.verbs import OF_A_CLUSTER, VERBS, parse
 
 RUNS = ("run", "out")
 """Options that say what a command works on: two jobs with the same are one."""
+PLACES = ("trunk", "from_checkpoint", "storage", "shards")
+"""Options that take a path and are texts by their type."""
 NOT_PLACES = ("weights",)
 """Options that take a path, or what is none: torchvision's name of weights, 'none'."""
 FAILED, DETACHED = 1, 130
@@ -129,7 +131,7 @@ def check_places(options: Any) -> None:
         option = f"--{field.name.replace('_', '-')}"
         if field.name == "out" and _writes_nothing(options):
             continue
-        if "Path" in str(field.type) or field.name in ("trunk", "from_checkpoint"):
+        if "Path" in str(field.type) or field.name in PLACES:
             wrong = [v for v in values if v is not None and not _anywhere(str(v))]
         elif field.name in NOT_PLACES:
             wrong = [v for v in values if v and not _anywhere(v) and ("/" in v or Path(v).suffix in (".pt", ".pth"))]

@@ -109,6 +109,11 @@ def resolved(address: str | None) -> str:
     return absolute(address or DEFAULT_ADDRESS)
 
 
+def shown(address: str) -> str:
+    """The address as messages show it: without a password."""
+    return re.sub(r"//([^:/@]*):[^/]*@", r"//\1:***@", address)
+
+
 class Tracker:
     """One MLflow run, new or continued.
 
@@ -147,7 +152,7 @@ class Tracker:
     @property
     def shown(self) -> str:
         """The address as messages show it: without a password."""
-        return re.sub(r"//([^:/@]*):[^/]*@", r"//\1:***@", self.address)
+        return shown(self.address)
 
     @cached_property
     def client(self) -> MlflowClient:

@@ -18,7 +18,7 @@ from msrcnn.weights import load_model
 from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
 from pipelines.manifest import Manifest
-from pipelines.options import TrainConfig
+from pipelines.options import TrainConfig, worker_share
 from pipelines.reading import READER_CPUS, READERS, slots_of
 from pipelines.run_directory import INITIAL, MODEL
 from pipelines.storage import Location, locate, on_disk
@@ -148,14 +148,9 @@ def model_file(place: Location) -> Location:
     return place / checkpoint_name(steps[-1]) / MODEL
 
 
-def worker_cpus(config: TrainConfig) -> float:
-    """CPUs that a worker reserves. Workers packed onto all CPUs of a node must leave something for its readers."""
-    return config.cpus or (0.9 if config.gpu else 0.45)
-
-
 def worker_resources(config: TrainConfig) -> dict[str, float]:
     """What a worker asks of the cluster."""
-    return {"CPU": worker_cpus(config)} | ({"GPU": 1.0} if config.gpu else {})
+    return worker_share(config.cpus, config.gpu)
 
 
 def check_resources(config: TrainConfig) -> None:

@@ -64,6 +64,10 @@ VERBS = {
     "export": Verb(
         "write stored detections as COCO results", "pipelines.scoring_options:ExportConfig", "pipelines.export:export"
     ),
+    "doctor": Verb(
+        "check a cluster before a long job: nodes, room, storage, shards", "pipelines.doctor_options:DoctorConfig",
+        "pipelines.doctor:doctor_exit",
+    ),
     "submit": Verb(
         "run any of the above on a Ray cluster, and follow it", "pipelines.submit_options:SubmitConfig",
         "pipelines.submit:submit",

@@ -44,7 +44,7 @@ class ByHand:
         self.port, self.dashboard = free_port(), free_port()
         try:
             self.start("head", "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}",
-                       "--include-dashboard=true", "--ray-client-server-port=0", "--num-cpus=0",
+                       "--include-dashboard=true", f"--ray-client-server-port={free_port()}", "--num-cpus=0",
                        *([f"--temp-dir={self.session}"] if self.session else []))  # fmt: skip
             self.wait_until(lambda: bool(self._answer("/api/version")), "the dashboard answers")
         except BaseException:

@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.cli import VERBS, parse
+from pipelines.verbs import VERBS, parse
 from tests.commands import ROOT
 
 FOLDER = ROOT / "cluster" / "kuberay"
