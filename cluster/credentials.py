@@ -21,7 +21,7 @@ SECRET_VALUE = re.compile(
 """What secrets of well-known services look like."""
 WHERE = (
     "a job's command and variables can be read by all who can list jobs; put it into the environment that Ray's nodes "
-    "are started with (Kubernetes: the Secret msrcnn-secrets; machines: ~/.msrcnn.env), see docs/cluster.md"
+    "are started with (Kubernetes: the Secret msrcnn-credentials), see docs/cluster.md"
 )
 
 
