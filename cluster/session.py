@@ -88,7 +88,7 @@ def _probe(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:  # connecting takes a port modulo that
         raise InputError(f"Ray address '{address}': expected host:port, ray://host:port, auto or local")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()

@@ -84,5 +84,5 @@ def test_an_address_that_does_not_answer_is_told_at_once() -> None:
         "Ray address 'ray://127.0.0.1:2': no cluster answers there",
         "Ray address '127.0.0.1': expected host:port, ray://host:port, auto or local",
         "Ray address '127.0.0.1:no': expected host:port, ray://host:port, auto or local",
-        "Ray address '127.0.0.1:99999': no cluster answers there",
+        "Ray address '127.0.0.1:99999': expected host:port, ray://host:port, auto or local",
     ]

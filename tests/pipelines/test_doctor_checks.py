@@ -265,7 +265,7 @@ def test_shards_that_are_missing_or_cut_short(report: Report, tmp_path: Path, ma
 
 
 def test_a_tracking_server_that_is_gone(report: Report) -> None:
-    check_tracking(report, Here(NODES), f"http://name:word@127.0.0.1:{free_port()}")
+    check_tracking(report, Here(NODES), f"http://127.0.0.1:{free_port()}")
     (finding,) = report.findings
     assert finding.state == FAIL
     assert "Connection refused" in finding.found
