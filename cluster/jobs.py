@@ -88,8 +88,8 @@ class Jobs:
         from ray.dashboard.modules.job import sdk
 
         # It tells of each upload and each closed connection.
-        for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
         with self._explained():
             self._client = sdk.JobSubmissionClient(address)
 
