@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 
@@ -86,3 +87,25 @@ def test_an_address_that_does_not_answer_is_told_at_once() -> None:
         "Ray address '127.0.0.1:no': expected host:port, ray://host:port, auto or local",
         "Ray address '127.0.0.1:99999': expected host:port, ray://host:port, auto or local",
     ]
+
+
+def test_a_cluster_of_another_ray_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Ray's own words, which its check of versions raises."""
+    import ray
+    from ray._private.utils import check_version_info
+
+    from cluster.session import connect
+    from msrcnn.errors import InputError
+
+    def refuse(**_: object) -> None:
+        check_version_info({"ray_version": "2.1.0", "python_version": "3.10.2"}, "node 10.0.0.7")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError) as raised, connect(address):
+            pass
+    message = str(raised.value)
+    assert "the cluster runs Ray 2.1.0 on Python 3.10.2, this process Ray " + ray.__version__ in message
+    assert "\n" not in message
