@@ -1,4 +1,4 @@
-"""What a job brings along: our sources in a folder, and the locked packages by name."""
+"""What the program is and stands on, and what of it a job brings along: our sources in a folder, locked packages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from msrcnn.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("msrcnn", "pipelines", "tune_spaces", "cluster")
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "numpy", "pycocotools", "hotcoco")
+"""What results, or whether processes understand each other, depend on."""
 LOCK = "requirements.lock"
 COMMIT = ".commit"
 """File in the package that names the commit: there is no git where it goes."""
 ENDINGS = (".py", ".toml")
+
+
+def sources(root: Path = ROOT) -> list[Path]:
+    """The files of the program, in one order everywhere."""
+    return sorted(path for name in SOURCES for path in (root / name).rglob("*") if path.suffix in ENDINGS)
 
 
 @contextmanager
@@ -31,10 +38,8 @@ def packed(commit: str | None, files: Sequence[Path] = (), root: Path = ROOT) ->
     """
     with TemporaryDirectory(prefix="msrcnn-job-") as temporary:
         folder = Path(temporary)
-        for name in SOURCES:
-            for source in sorted((root / name).rglob("*")):
-                if source.suffix in ENDINGS and "__pycache__" not in source.parts:
-                    _copy(source, folder / source.relative_to(root))
+        for source in sources(root):
+            _copy(source, folder / source.relative_to(root))
         if (root / LOCK).is_file():
             _copy(root / LOCK, folder / LOCK)
         if commit:
@@ -68,7 +73,7 @@ def locked_versions(package: str, root: Path = ROOT) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def differing(packages: Sequence[str], root: Path = ROOT) -> list[str]:
+def differing(packages: Sequence[str] = PACKAGES, root: Path = ROOT) -> list[str]:
     """How installed packages differ from the lock file, a text each: 'torch 2.14.0, locked 2.15.0'."""
     texts = []
     for name in packages:

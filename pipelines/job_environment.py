@@ -8,12 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.package import ROOT, differing
+from cluster.package import PACKAGES, ROOT, differing
 from msrcnn.errors import InputError
 
 SUBMITTED = "MSRCNN_SUBMITTED"
 """Set in a job that `msrcnn submit` made."""
-COMPARED = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "numpy", "pycocotools", "hotcoco")
 
 
 def submitted() -> bool:
@@ -21,7 +20,7 @@ def submitted() -> bool:
     return bool(os.environ.get(SUBMITTED))
 
 
-def packages_notice(compared: Sequence[str] = COMPARED, root: Path = ROOT) -> str:
+def packages_notice(compared: Sequence[str] = PACKAGES, root: Path = ROOT) -> str:
     """A line about packages that are not the locked ones; empty if all are.
 
     Args:

@@ -16,10 +16,8 @@ from typing import Any
 
 import psutil
 
-from pipelines.provenance import ROOT, SOURCES
+from cluster.package import PACKAGES, ROOT, sources
 
-PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "numpy", "pycocotools", "hotcoco")
-"""What results, or whether processes understand each other, depend on."""
 SHARED_MEMORY = "/dev/shm"
 TORCH_SECONDS = 120.0
 """How long a node may take to import torch."""
@@ -45,8 +43,7 @@ def versions() -> dict[str, str]:
 
 def code() -> dict[str, str]:
     """SHA-256 of each source file of ours, by its path in the tree."""
-    files = (f for name in SOURCES for f in (ROOT / name).rglob("*") if f.suffix in (".py", ".toml"))
-    return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in sorted(files)}
+    return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in sources()}
 
 
 def facts() -> dict[str, Any]:

@@ -8,13 +8,11 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from cluster.package import COMMIT
+from cluster.package import COMMIT, PACKAGES, ROOT, SOURCES
 from msrcnn import __version__
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("msrcnn", "pipelines", "tune_spaces", "cluster", "pyproject.toml")
+WATCHED = (*SOURCES, "pyproject.toml")
 """What of the tree is the program: runs and data beside it are nobody's changes."""
-PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "hotcoco", "pycocotools")
 GIT_SECONDS = 10.0
 """How long git may take: a tree on a network disk can be slow."""
 
@@ -42,7 +40,7 @@ def git_commit(root: Path = ROOT) -> str | None:
     if top is None or Path(top).resolve() != root.resolve():  # installed into a folder of somebody else's repository
         return None
     commit = _git(root, "rev-parse", "--verify", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--", *(name for name in SOURCES if (root / name).exists()))
+    changes = _git(root, "status", "--porcelain", "--", *(name for name in WATCHED if (root / name).exists()))
     if not commit or changes is None:
         return None
     return f"{commit}-dirty" if changes else commit

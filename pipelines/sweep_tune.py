@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -45,6 +46,8 @@ NO_LIMIT = 100_000
 """Epochs after which a scheduler would end a trial; trials end by themselves."""
 REDUCTION = 3
 """Of ASHA: at each rung a third of the trials goes on."""
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""Variables that Tune would copy from the driver into what every log of Ray's agents shows; nodes have their own."""
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; Tune would return as if it were complete
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files beside MLflow
@@ -76,6 +79,7 @@ def run_trials(
         log(f"{counted(number)}, all done already")
         return {}
     os.environ.update(ENVIRONMENT)
+    keep_keys()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
     log(f"{counted(number)}, {min(number, concurrent)} at a time" + (f"; {done} done already" if done else ""))
     failures: dict[str, str] = {}
@@ -89,6 +93,11 @@ def run_trials(
             failures |= _run(_searched_trial, plan.maker, {}, out, parent, concurrent, log, scheduler=scheduler,
                              search_alg=search, num_samples=number - len(begun))  # fmt: skip
     return failures
+
+
+def keep_keys() -> None:
+    """Keeps the keys of an object store out of the runtime environments of trials."""
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
 
 
 def _run(

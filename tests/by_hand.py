@@ -18,6 +18,13 @@ from tests.commands import processes
 from tests.mlflow_server import free_port
 
 START_SECONDS = 180.0
+PRIVATE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+"""Runs a command that has mounts of its own."""
+
+
+def private_mounts() -> bool:
+    """Whether this machine lets a process have mounts of its own."""
+    return subprocess.run([*PRIVATE, "true"], capture_output=True, check=False).returncode == 0
 
 
 @dataclass
@@ -26,7 +33,8 @@ class ByHand:
 
     Args:
         folder: for the token, the logs, and the head's and nodes' environment.
-        session: where the nodes keep sockets and logs; its path must be short. Ray's own if absent.
+        session: where the nodes keep sockets and logs, each its own at this path, which must be short; if absent, one
+            that Ray chooses for all.
         environment: that all nodes are started with, as a Kubernetes Secret or a profile would give it to them.
     """
 
@@ -81,8 +89,8 @@ class ByHand:
         environment |= {**self.environment, **self.client, "MSRCNN_NODE": self._mark(name)}
         environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment.pop("PYTHONPATH", None)  # the sources come with the job
-        command = ["ray", "start", *options, "--object-store-memory=200000000", "--dashboard-agent-listen-port=0",
-                   "--disable-usage-stats", "--block"]  # fmt: skip
+        command = [*self._inside(name), "ray", "start", *options, "--object-store-memory=200000000",
+                   "--dashboard-agent-listen-port=0", "--disable-usage-stats", "--block"]  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
             self.nodes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder,
                                                 start_new_session=True)  # fmt: skip
@@ -111,6 +119,14 @@ class ByHand:
                 assert process.poll() is None, f"{name}: {(self.folder / f'{name}.log').read_text()[-2000:]}"
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
             time.sleep(0.3)
+
+    def _inside(self, name: str) -> list[str]:
+        """Runs a node other than the head where the session's folder is one of its own, as on another machine."""
+        if self.session is None or name == "head":
+            return []
+        (self.folder / f"{name}-session").mkdir(exist_ok=True)
+        mount = f'mount --bind {self.folder / f"{name}-session"} {self.session} && exec "$0" "$@"'
+        return [*PRIVATE, "sh", "-c", mount]
 
     def _mark(self, name: str) -> str:
         return f"{self.folder}/{name}."

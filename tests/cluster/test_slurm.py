@@ -155,23 +155,19 @@ def test_every_node_is_started_and_all_end_with_the_command(without_ray: Slurm) 
     assert sorted(path.name for path in folder.iterdir()) == ["ray-head-node-1.log", "ray-worker-node-2.log"]
 
 
-def test_a_job_whose_time_ends_is_queued_again(without_ray: Slurm) -> None:
+@pytest.mark.parametrize(
+    ("told", "code", "again"), [(signal.SIGUSR1, 0, True), (signal.SIGTERM, 143, False)], ids=["time ends", "cancelled"]
+)
+def test_a_job_whose_time_ends_is_queued_again_and_a_cancelled_one_is_not(
+    without_ray: Slurm, told: signal.Signals, code: int, again: bool
+) -> None:
     job = without_ray.start("train", "600")
     without_ray.wait_for("msrcnn", job)
-    job.send_signal(signal.SIGUSR1)
+    job.send_signal(told)
     output, _ = job.communicate(timeout=60)
-    assert job.returncode == 0, output
-    assert without_ray.calls("scontrol")[-1] == f"requeue {without_ray.environment['SLURM_JOB_ID']}"
-    assert without_ray.left() == []
-
-
-def test_a_job_that_is_cancelled_is_not(without_ray: Slurm) -> None:
-    job = without_ray.start("train", "600")
-    without_ray.wait_for("msrcnn", job)
-    job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == 143, output
-    assert not any("requeue" in call for call in without_ray.calls("scontrol"))
+    assert job.returncode == code, output
+    requeued = [call for call in without_ray.calls("scontrol") if "requeue" in call]
+    assert requeued == ([f"requeue {without_ray.environment['SLURM_JOB_ID']}"] if again else [])
     assert without_ray.left() == []
 
 

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
-from tests.by_hand import ByHand
+from tests.by_hand import ByHand, private_mounts
 from tests.mlflow_server import Server
 from tests.submitting import Laptop, Submitting
 from tests.training_runs import records
@@ -54,6 +54,8 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    if not private_mounts():
+        pytest.skip("this machine does not let a process have mounts of its own (unshare --mount)")
     folder = tmp_path_factory.mktemp("place")
     (folder / "laptop").mkdir()
     write_shapes(ShapesConfig(train=48, val=12, size=64), folder / "shared" / "images")
@@ -163,7 +165,7 @@ def test_no_secret_can_be_read_where_others_look(place, trained):
     listed = subprocess.run(ray, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "train-first" in listed
     texts = {"ray job list": listed, "msrcnn jobs": place.laptop.run("jobs", "--all").stdout}
-    folders = [place.session, Path(trained), place.server.folder / "artifacts"]
+    folders = [place.session, place.cluster.folder, Path(trained), place.server.folder / "artifacts"]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += place.server.folder.glob("server.*")
     assert any("job-driver-train-first" in path.name for path in files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -15,12 +14,10 @@ import pytest
 from pipelines.doctor import doctor
 from pipelines.doctor_options import DoctorConfig
 from pipelines.doctor_report import FAIL, OK
+from tests.by_hand import PRIVATE, private_mounts
 from tests.mlflow_server import free_port
 from tests.ray_nodes import RayNodes, ray_nodes, replace_ray
 from tests.stored_scenes import write_shards
-
-PRIVATE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
-"""Runs a command that has mounts of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if subprocess.run([*PRIVATE, "true"], capture_output=True, check=False).returncode != 0:
+    if not private_mounts():
         pytest.skip("this machine does not let a process have mounts of its own (unshare --mount)")
     with ray_nodes() as nodes:
         yield Cluster(nodes, tmp_path_factory.mktemp("cluster"))

@@ -78,7 +78,7 @@ def test_every_verbs_places_are_found():
                 check_places(parse(verb, arguments))
         check_places(parse(verb, [part for name, value in options for part in (name, f"/{value}")]))
     sweep = ["table4", "--shards", "/s", "--validation", "/v", "--out", "/o", "--many-heads"]
-    check_places(parse("sweep", [*sweep, "--weights", "none"][:-2]))
+    check_places(parse("sweep", [*sweep, "--weights", "none"]))
     for extra in (["--trunk", "t"], ["--test-dev", "t"]):
         with pytest.raises(InputError, match=f"{extra[0]} t: on the cluster"):
             check_places(parse("sweep", [*sweep, *extra]))
