@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,11 @@ class Laptop:
                               timeout=seconds, check=False)  # fmt: skip
 
 
+def hears_ctrl_c() -> None:
+    """For a new process: what a shell starts in the background is deaf to SIGINT, and so is all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Submitting(Command):
     """`msrcnn submit` in a process that follows the job."""
@@ -51,6 +57,7 @@ class Submitting(Command):
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "pipelines", *self.arguments()], cwd=self.laptop.folder, start_new_session=True,
                 env=self.laptop.environment | dict([self.mark.split("=", 1)]), stdout=log, stderr=subprocess.STDOUT,
+                preexec_fn=hears_ctrl_c,
             )  # fmt: skip
 
     def wait_long(self, pattern: str) -> None:

@@ -18,7 +18,6 @@ with connect(cpus=3):
     with connect(cpus=7):  # inside a command that already has one
         assert ray.cluster_resources()["CPU"] == 3
     assert ray.is_initialized()
-    assert ray.data.DataContext.get_current().use_datasource_v2 is False
     assert ray.data.range(6, override_num_blocks=2).map(lambda row: {"id": row["id"] * 2}).sum("id") == 30
 assert not ray.is_initialized()
 """
