@@ -88,6 +88,7 @@ def test_every_epoch_has_each_image_once(accumulated):
         assert f"epoch {number}: 20 images, each once; 2 left out" in lines
 
 
+@pytest.mark.slow
 def test_a_run_directory_behind_a_url_and_old_weights(trained, shards, tmp_path):
     """In an object store; begun with another run's weights, ended inside the epoch, gone on with, evaluated."""
     from pipelines.evaluate import evaluate
