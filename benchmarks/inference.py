@@ -44,8 +44,9 @@ from benchmarks.measuring import (
 )
 from msrcnn.config import DataConfig, ModelConfig, SelectionConfig
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.prediction import suited_batch
 from msrcnn.presets import PRESETS
-from pipelines.inference import CPU_BATCH, GPU_BATCH, detected_rows
+from pipelines.inference import detected_rows
 from pipelines.schema import DETECTION_ROW, SHARD_ROW
 
 SELECTION = SelectionConfig(method="hard", iou_threshold=0.5, score_threshold=0.05)
@@ -123,7 +124,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, help="of ours (default: what an evaluation takes, 1 on a CPU, 8 on a GPU)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     args = parser.parse_args()
-    batch = args.batch or (GPU_BATCH if args.device.type == "cuda" else CPU_BATCH)
+    batch = args.batch or suited_batch(args.device)
     images, rounds = (4, 2) if args.quick else (args.images, args.rounds)
     preset = PRESETS["r18-fpn"]
     data = DataConfig(short_side=200, long_side=333) if args.quick else preset.data

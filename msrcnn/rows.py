@@ -29,6 +29,14 @@ class ImageTruth:
     crowd: npt.NDArray[np.bool_]  # [G]
     rles: list[bytes]  # G COCO compressed counts of the [height, width] mask
 
+    @classmethod
+    def unknown(cls, image_id: int, height: int, width: int) -> ImageTruth:
+        """An image of which only the size is known."""
+        return cls(
+            image_id, height, width, np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32), np.zeros(0, bool), [],
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         columns: dict[str, Sized] = {
             "categories": self.categories,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from msrcnn import MODEL
 from msrcnn.config import DataConfig, model_config_from_dict, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
@@ -24,6 +25,11 @@ class Checkpoint:
     model: MaskScoringRCNN
     data: DataConfig
     categories: tuple[tuple[int, int, str], ...]  # number (1..C), id in the source annotations, name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
 
 def write_aside(path: Path, value: dict[str, Any]) -> None:
@@ -70,12 +76,18 @@ def save_model(
     )
 
 
-def load_model(path: Path) -> Checkpoint:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Reads a model written by `save_model`, in testing mode.
+
+    Args:
+        path: the file, or the folder of a finished training, which holds it as `model.pt`.
+        device: where the model goes.
 
     Raises:
         InputError: the file is absent, damaged, of another format, or its weights do not fit its configuration.
     """
+    path = Path(path)
+    path = path / MODEL if path.is_dir() else path
     value = read_plain(path, "a model checkpoint")
     if value.get("format") != FORMAT:
         raise InputError(
@@ -95,4 +107,4 @@ def load_model(path: Path) -> Checkpoint:
     except RuntimeError as error:
         line = " ".join(str(error).split())[:300]
         raise InputError(f"{path}: weights do not fit the model configuration beside them: {line}") from None
-    return Checkpoint(model.eval(), data, categories)
+    return Checkpoint(model.to(device).eval(), data, categories)

@@ -21,6 +21,7 @@ from msrcnn.data.batching import make_batch
 from msrcnn.detection_rows import detection_rows
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.prediction import suited_batch
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Detections
 from msrcnn.weights import load_model
@@ -41,11 +42,6 @@ DONE_ROW = pa.schema(
     ]
 )
 """What an actor says of a part that it wrote: `PartInfo`, and how long it took."""
-
-
-GPU_BATCH, CPU_BATCH = 8, 1
-"""Images a step of the network. Each core of a CPU is busy with one; with more, tensors grow so large that malloc gives
-each back to the system, which costs more than anything that is shared (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Detector:
         torch.set_num_threads(threads)
         self.job = job
         self.device = torch.device("cuda" if gpu else "cpu")
-        self.batch = job.batch or (GPU_BATCH if gpu else CPU_BATCH)
+        self.batch = job.batch or suited_batch(self.device)
         with on_disk(locate(job.weights)) as path:
             checkpoint = load_model(path)
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data

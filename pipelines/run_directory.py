@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from msrcnn import MODEL
 from msrcnn.config import difference
 from msrcnn.errors import InputError
 from pipelines.storage import Location, Place, locate
@@ -32,7 +33,6 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 INITIAL = "initial.pt"
 IMAGES = "images"
-MODEL = "model.pt"
 BEST = "best.pt"
 TRACKED = ".tracked"
 """Says that MLflow has everything of a finished run."""

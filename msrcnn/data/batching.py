@@ -65,7 +65,7 @@ def canvas_for(sizes: Sequence[tuple[int, int]], config: DataConfig) -> tuple[in
 
 
 def make_batch(
-    images: Sequence[bytes],
+    images: Sequence[bytes | Image.Image],
     truths: Sequence[ImageTruth],
     config: DataConfig,
     draws: Sequence[int] | None = None,
@@ -73,7 +73,7 @@ def make_batch(
     """Decodes and joins images into a batch.
 
     Args:
-        images: encoded bytes, one an image.
+        images: encoded bytes, or decoded to RGB, one an image.
         truths: what is in them; in testing only ids and sizes are read.
         config: sizes, and whether half of the training images are mirrored.
         draws: for training, one `draw` an image, from which mirroring and the detector's samples follow; without
@@ -89,7 +89,9 @@ def make_batch(
     draws = [0] * len(truths) if draws is None else draws
     flips = [training and config.flip and bool(d & 1) for d in draws]
     for b, (data, truth, (h, w)) in enumerate(zip(images, truths, sizes, strict=True)):
-        image = decode_image(data, truth.height, truth.width, f"image {truth.image_id}")
+        image = data
+        if isinstance(image, bytes):
+            image = decode_image(image, truth.height, truth.width, f"image {truth.image_id}")
         if (h, w) != (truth.height, truth.width):
             image = image.resize((w, h), Image.Resampling.BILINEAR)
         array = np.asarray(image)  # [h, w, 3]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from msrcnn.data.rejected import Reason
@@ -13,6 +15,8 @@ from msrcnn.errors import InputError
 Image.MAX_IMAGE_PIXELS = None  # its limit is against bombs; here no image is decoded that is not of the stated size
 ORIENTATION = 0x0112
 """The EXIF tag of how a camera was held: 1 upright, 2 to 8 turned or mirrored."""
+MAX_PIXELS = 1 << 28
+"""Of an image whose size nobody states: a few kilobytes can claim to be gigabytes of pixels."""
 FULL_16 = 65535 / 255
 """What 16-bit values are divided by: the whole range becomes 0..255."""
 
@@ -61,20 +65,51 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
     raise ImageError(where, Reason.IMAGE_SIZE, detail, "make the shards again")
 
 
-def upright_size(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width of an image that nothing is stated of: as its EXIF orientation shows it. Decodes no pixels.
+def decode_unstated(data: bytes, where: str) -> Image.Image:
+    """An image that nothing is stated of, as `decode_image` gives it: turned as its EXIF orientation says.
 
     Raises:
-        ImageError: the bytes are no known image format.
+        ImageError: the bytes cannot be decoded to the end, or claim more than MAX_PIXELS.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _turned(image)
-    except UnidentifiedImageError:
-        raise _undecodable(data, "no known image format", where) from None
-    except Exception as error:
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise _undecodable(data, reason, where) from None
+            height, width = _turned(image)
+    except Exception:  # what it is, decoding says
+        height, width = 0, 0
+    if height * width > MAX_PIXELS:
+        detail = f"{width} x {height} pixels, at most {MAX_PIXELS} are taken"
+        raise ImageError(where, Reason.IMAGE_SIZE, detail, "give a smaller image")
+    return decode_image(data, height, width, where)
+
+
+def rgb_image(image: Image.Image | npt.NDArray[Any], where: str) -> Image.Image:
+    """Pixels that are decoded already as RGB with 8 bits a channel, by the rules of `decode_image`.
+
+    Args:
+        image: pillow's, or uint8 [H, W, 3] in RGB order, or grey [H, W] of 8 or 16 bits or fractions of 1.
+        where: names the image in errors.
+
+    Raises:
+        ImageError: an array of another form, without a pixel, or with grey values of no known range.
+    """
+    if not isinstance(image, (Image.Image, np.ndarray)):
+        form, good = f"a {type(image).__name__}", False
+    elif isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image) if _orientation(image) in range(2, 9) else image
+        form = f"an image of {image.width} x {image.height} pixels"
+        good = min(image.size) > 0
+    else:
+        form = f"an array {list(image.shape)} of {image.dtype}"
+        coloured = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+        good = (coloured or (image.ndim == 2 and image.dtype.kind in "uif")) and image.size > 0
+    if not good:
+        raise ImageError(where, Reason.IMAGE_UNDECODABLE, form, "give uint8 [H, W, 3] in RGB order, or grey [H, W]")
+    try:
+        if isinstance(image, Image.Image):
+            return _rgb(image)
+        return Image.fromarray(image if image.dtype == np.uint8 else _eight_bits(image)).convert("RGB")
+    except ValueError as error:
+        raise ImageError(where, Reason.IMAGE_UNDECODABLE, str(error), "give values of 8 or 16 bits") from None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -105,7 +105,7 @@ def test_damaged_files_are_named_in_one_line(saved: Path, tmp_path: Path) -> Non
 def test_absent_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pt: no such file; expected a model checkpoint"):
         load_model(tmp_path / "none.pt")
-    with pytest.raises(InputError, match="not a model checkpoint"):
+    with pytest.raises(InputError, match=r"model\.pt: no such file; expected a model checkpoint"):
         load_model(tmp_path)
 
 

@@ -96,7 +96,7 @@ def expected_rows(model: torch.nn.Module, position: int, data: bytes, height: in
         rle = paste_and_encode(found.masks[0, slot][None], torch.tensor([box]), height, width)[0].decode()
         values = (position, source, name, *box, score, maskiou, score * maskiou, height, width, rle)
         rows.append(dict(zip(OUTPUT, values, strict=True)))
-    return rows
+    return sorted(rows, key=lambda row: -row["mask_score"])
 
 
 @pytest.mark.usefixtures("one_thread")

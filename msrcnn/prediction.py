@@ -1,0 +1,222 @@
+"""Detections in images that nothing is known of: from a model to masks in a line.
+
+The one way for programs (`from msrcnn import load_model, predict`), `msrcnn predict` and served models, so that all of
+them give the same detections.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from msrcnn.data.batching import canvas_for, make_batch, resized_size
+from msrcnn.data.decoding import ImageError, decode_unstated, rgb_image
+from msrcnn.data.rejected import Reason
+from msrcnn.detection_rows import detection_rows
+from msrcnn.outlines import area_of, outlines
+from msrcnn.rle import decode_crop
+from msrcnn.rows import ImageTruth
+from msrcnn.structures import Detections
+from msrcnn.weights import Checkpoint
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
+"""An image: a file, its bytes, a pillow image, or an array, uint8 [H, W, 3] in RGB order or grey [H, W]."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model finds in an image: N detections, the best mask score first."""
+
+    image: str  # the file, or which of the images it is
+    height: int  # pixels of the image, upright
+    width: int
+    boxes: npt.NDArray[np.float32]  # [N, 4]: x0, y0, x1, y1 in pixels
+    category_ids: npt.NDArray[np.int64]  # [N], as in the annotation file that the model was trained with
+    names: tuple[str, ...]  # N names of categories
+    class_scores: npt.NDArray[np.float32]  # [N], after SoftNMS: what ranks boxes
+    maskious: npt.NDArray[np.float32]  # [N], predicted MaskIoU, not clamped
+    mask_scores: npt.NDArray[np.float32]  # [N], class score x predicted MaskIoU: what ranks masks
+    rles: tuple[bytes, ...]  # N COCO compressed counts of the [height, width] mask
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def above(self, score: float) -> Prediction:
+        """Those with at least this mask score."""
+        count = int((self.mask_scores >= score).sum())
+        return Prediction(
+            self.image, self.height, self.width, self.boxes[:count], self.category_ids[:count], self.names[:count],
+            self.class_scores[:count], self.maskious[:count], self.mask_scores[:count], self.rles[:count],
+        )  # fmt: skip
+
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """All masks at the image's resolution, [N, height, width]: N * height * width bytes."""
+        masks = np.zeros((len(self), self.height, self.width), bool)
+        for mask, rle in zip(masks, self.rles, strict=True):
+            crop, (left, top, width, height) = decode_crop(rle, self.height)
+            mask[top : top + height, left : left + width] = crop
+        return masks
+
+    def polygons(self) -> list[list[npt.NDArray[np.int32]]]:
+        """For each detection the rings around its mask, each [P, 2] as x, y, along the edges of pixels.
+
+        Outer rings run clockwise, holes the other way (`msrcnn.outlines`).
+        """
+        rings = []
+        for rle in self.rles:
+            crop, (left, top, _, _) = decode_crop(rle, self.height)
+            rings.append([ring + np.array([left, top], np.int32) for ring in outlines(crop)])
+        return rings
+
+    def coco(self, image_id: int, polygons: bool = False) -> list[dict[str, Any]]:
+        """As COCO results, ranked by mask score, with `class_score`, `maskiou` and `bbox` (x, y, width, height) beside.
+
+        Args:
+            image_id: of the image in an annotation file.
+            polygons: polygons instead of run lengths; COCO's have no holes, so they are filled.
+        """
+        shapes: Sequence[Any] = [
+            {"size": [self.height, self.width], "counts": rle.decode("ascii")} for rle in self.rles
+        ]
+        if polygons:
+            shapes = [[r.flatten().tolist() for r in rings if area_of(r) > 0] for rings in self.polygons()]
+        return [
+            {
+                "image_id": image_id, "category_id": int(self.category_ids[i]), "segmentation": shapes[i],
+                "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(self.mask_scores[i]),
+                "class_score": float(self.class_scores[i]), "maskiou": float(self.maskious[i]),
+            }
+            for i, (x0, y0, x1, y1) in enumerate(self.boxes.tolist())
+        ]  # fmt: skip
+
+
+def suited_batch(device: torch.device) -> int:
+    """Images a step of the network in testing: 8 on a GPU, 1 on a CPU.
+
+    Each core of a CPU is busy with one; with more, tensors grow so large that malloc gives each back to the system,
+    which costs more than anything that is shared (docs/log.md).
+    """
+    return 1 if device.type == "cpu" else 8
+
+
+def predict(
+    model: Checkpoint, images: Picture | Iterable[Picture], min_score: float | None = None, batch: int = 0
+) -> list[Prediction]:
+    """Finds instances in images.
+
+    Args:
+        model: from `load_model`.
+        images: one or several.
+        min_score: the least mask score of a detection; absent, all are kept, also the few below 0.
+        batch: as in `predictions`.
+
+    Returns:
+        One an image, in their order.
+
+    Raises:
+        InputError: an image cannot be used; the message names it.
+    """
+    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray))
+    found = []
+    for one in predictions(model, [images] if single else images, batch=batch):  # type: ignore[list-item,arg-type]
+        if isinstance(one, ImageError):
+            raise one
+        found.append(one if min_score is None else one.above(min_score))
+    return found
+
+
+def predictions(
+    model: Checkpoint, images: Iterable[Picture], names: Iterable[str] = (), batch: int = 0
+) -> Iterator[Prediction | ImageError]:
+    """Finds instances in images, one after the other; the next ones are decoded meanwhile.
+
+    An image's detections do not depend on the others: only images that are padded to the same shape share a step.
+
+    Args:
+        model: from `load_model`.
+        images: any number; `batch` of them are held, and as many again.
+        names: what they are called in errors and predictions; a file's own name, or its place, where none is left.
+        batch: images a step of the network; 0: as many as suit the device.
+
+    Yields:
+        For each image, in order, what is in it, or why it cannot be used.
+    """
+    size = batch or suited_batch(model.device)
+    given = iter(_named(images, names))
+    with ThreadPoolExecutor(1) as decoder:
+
+        def following() -> Any:
+            return decoder.submit(lambda part: [_decoded(*one) for one in part], list(islice(given, size)))
+
+        waiting = following()
+        while part := waiting.result():
+            waiting = following()
+            yield from _detect(model, part)
+
+
+def _named(images: Iterable[Picture], names: Iterable[str]) -> Iterator[tuple[str, Picture]]:
+    left = iter(names)
+    for place, image in enumerate(images):
+        own = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {place}"
+        yield next(left, str(own)), image
+
+
+def _decoded(name: str, image: Picture) -> tuple[str, Image.Image | ImageError]:
+    """The name and its image as RGB, or what is wrong with it."""
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            image = Path(image).read_bytes()
+        return name, decode_unstated(image, name) if isinstance(image, bytes) else rgb_image(image, name)
+    except ImageError as error:
+        return name, error
+    except OSError as error:
+        return name, ImageError(name, Reason.IMAGE_MISSING, error.strerror or str(error), "give another file")
+
+
+def _detect(model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageError]]) -> list[Prediction | ImageError]:
+    """Detections of a few decoded images, a step of the network for each padded shape among them."""
+    found: dict[int, Prediction | ImageError] = {}
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for place, (_, image) in enumerate(part):
+        if isinstance(image, ImageError):
+            found[place] = image
+        else:
+            size = resized_size(image.height, image.width, model.data)
+            shapes.setdefault(canvas_for([size], model.data), []).append(place)
+    for places in shapes.values():
+        images: list[Any] = [part[place][1] for place in places]
+        truths = [ImageTruth.unknown(place, i.height, i.width) for place, i in zip(places, images, strict=True)]
+        batch = make_batch(images, truths, model.data)
+        detections: Detections = model.model(batch.to(model.device, non_blocking=True))
+        rows: dict[int, list[dict[str, Any]]] = {place: [] for place in places}
+        for row in detection_rows(batch, detections, truths):
+            rows[row["image_id"]] += [row] if "category" in row else []
+        for place, truth in zip(places, truths, strict=True):
+            found[place] = _prediction(part[place][0], truth, rows[place], model)
+    return [found[place] for place in range(len(part))]
+
+
+def _prediction(name: str, truth: ImageTruth, rows: list[dict[str, Any]], model: Checkpoint) -> Prediction:
+    rows = sorted(rows, key=lambda row: -row["mask_score"])
+    source = {number: (source_id, text) for number, source_id, text in model.categories}
+
+    def column(key: str) -> npt.NDArray[np.float32]:
+        return np.array([row[key] for row in rows], np.float32)  # [N]
+
+    return Prediction(
+        name, truth.height, truth.width,
+        column("bbox").reshape(-1, 4),  # [N, 4], of no rows [0] -> [0, 4]
+        np.array([source[row["category"]][0] for row in rows], np.int64),
+        tuple(source[row["category"]][1] for row in rows),
+        column("class_score"), column("maskiou"), column("mask_score"), tuple(row["rle"] for row in rows),
+    )  # fmt: skip
