@@ -1,0 +1,196 @@
+"""Every command and snippet of the documents is run, or parsed with a reason why it cannot be run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from cluster.credentials import check_command
+from pipelines.cli import main
+from pipelines.verbs import VERBS, parse
+from tests.commands import ROOT
+from tests.docs.documents import (
+    DOCUMENTS,
+    QUICK,
+    SLOW,
+    Step,
+    inline_commands,
+    inline_options,
+    named_files,
+    parsed_only,
+    shortened,
+    steps_of,
+)
+from tests.docs.prepared import copied, write_data, write_finished, write_weights
+
+MADE = {"docs/data.md": ("shards/train",), "docs/evaluation.md": ("runs/first-val",)}
+"""What a document makes itself, so that it is not there before."""
+FOREIGN = {"--gpus", "--requeue", "--time", "--node-ip-address", "--model.maskiou", "--model", "--solver", "--data"}
+"""Options of other programs, and beginnings of ours."""
+MAKES = {"demo": ["shapes", "shard", "train", "shard", "evaluate"]}
+"""Which of our commands the targets of the Makefile give."""
+STEPS = [step for document in DOCUMENTS for step in steps_of(document)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_step_is_run_or_there_is_a_reason(document: str) -> None:
+    open_ = [s for s in steps_of(document) if not parsed_only(s) and document not in (*QUICK, *SLOW)]
+    assert not open_, f"neither run nor parsed, see tests/docs/documents.py: {'; '.join(map(str, open_))}"
+
+
+def ours(words: list[str]) -> list[str] | None:
+    """Verb and options where a command is one of ours, perhaps behind another program; None otherwise."""
+    for place, word in enumerate(words):
+        if re.fullmatch(r".*/bin/msrcnn|.*\.sbatch", word) or (place == 0 and word == "msrcnn"):
+            return words[place + 1 :]
+    return None
+
+
+def check_options(verb: str, options: list[str]) -> None:
+    """As far as can be checked without running: the parser takes them, and what is submitted too."""
+    parsed = parse(verb, options)
+    if verb == "submit":
+        check_command(parsed.command)
+        check_options(parsed.command[0], list(parsed.command[1:]))
+
+
+def check_click(words: list[str]) -> None:
+    """The options of a command of Ray's or MLflow's, as its own parser takes them."""
+    from mlflow.cli import cli as mlflow
+    from ray.scripts.scripts import cli as ray
+
+    group = {"ray": ray, "mlflow": mlflow}[Path(words[0]).name]
+    context = group.make_context(words[0], words[1:], resilient_parsing=True)
+    command = group.get_command(context, words[1])
+    assert command is not None, words
+    command.make_context(words[1], list(words[2:]), resilient_parsing=False)
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if s.kind == "shell"], ids=str)
+def test_a_command_is_one_that_its_program_takes(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for path in named_files(step):
+        assert path.exists(), path
+    for words in step.simple_commands:
+        if (command := ours(words)) is not None:
+            check_options(command[0], command[1:])
+        elif Path(words[0]).name in ("ray", "mlflow"):
+            check_click(words)
+        elif words[0] == "make":
+            check_make(words[1:])
+
+
+def check_make(targets: list[str]) -> None:
+    """Make knows the targets, and those of our commands that it would run have options that we take."""
+    plan = subprocess.run(["make", "-n", "-B", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert plan.returncode == 0, plan.stderr
+    lines = plan.stdout.replace("\\\n", " ").splitlines()
+    found = [command for line in lines if (command := ours(line.split()))]
+    for command in found:
+        check_options(command[0], command[1:])
+    assert [command[0] for command in found] == MAKES.get(targets[0], [])
+
+
+@cache
+def options_of(verb: str) -> frozenset[str]:
+    """What `msrcnn VERB --help` lists."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        parse(verb, ["--help"])
+    return frozenset(re.findall(r"(?<![\w-])--[a-z][\w.-]*", said.getvalue()))
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d != "docs/log.md"])
+def test_commands_and_options_in_the_text_exist(document: str) -> None:
+    every = {"--verify", "--debug", "--help", "--version"}.union(*(options_of(verb) for verb in VERBS))
+    for code in inline_commands(document):
+        words = [word for word in code.split() if re.fullmatch(r"[a-z-]+", word)]
+        assert words[1] in VERBS, code
+        named = set(re.findall(r"(?<![\w-])(--[a-z][\w.-]*)", code))
+        assert words[1] == "submit" or named <= options_of(words[1]) | {"--verify"}, code
+    assert inline_options(document) <= every | FOREIGN, inline_options(document) - every
+
+
+@contextlib.contextmanager
+def working_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A reader's shell: in the folder, with nothing in the environment that the documents do not say."""
+    with monkeypatch.context() as changed:
+        changed.chdir(folder)
+        changed.delenv("MLFLOW_TRACKING_URI", raising=False)
+        changed.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        yield
+
+
+def run_here(step: Step, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A step in this process, whose Ray serves all of them."""
+    if step.kind == "python":
+        script = folder / ".snippet.py"
+        script.write_text(step.text)
+        runpy.run_path(str(script), run_name="__main__")
+        return
+    words = step.words
+    assert words[0] == "msrcnn", step
+    monkeypatch.setattr(sys, "argv", words)
+    code = None
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    assert not code, f"{step}: exit code {code}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:  # noqa: ARG001  it must be up
+    """Everything that the documents of QUICK take for granted."""
+    folder = tmp_path_factory.mktemp("documents") / "finished"
+    folder.mkdir()
+    write_data(folder)
+    write_finished(folder)
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("document", QUICK)
+def test_a_document_is_a_session(document: str, finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = copied(finished, tmp_path / "reader", MADE.get(document, ()))
+    with working_in(folder, monkeypatch):
+        for step in steps_of(document):
+            if not parsed_only(step):
+                run_here(step, monkeypatch, folder)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_trainings_of_the_documents_run(tmp_path: Path) -> None:
+    """One after the other, as commands of their own, each with a Ray of its own."""
+    write_data(tmp_path)
+    write_weights(tmp_path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "msrcnn").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
+    (programs / "msrcnn").chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "TORCH_HOME": str(tmp_path / "torch"),
+                    "PYTHONPATH": str(ROOT)}  # fmt: skip
+    for document in SLOW:
+        for step in steps_of(document):
+            if parsed_only(step):
+                continue
+            assert step.kind == "shell", step
+            done = subprocess.run(["bash", "-c", shortened(step.text)], cwd=tmp_path, env=environment, text=True,
+                                  capture_output=True, timeout=900, check=False)  # fmt: skip
+            assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    runs = [f"runs/{run}/model.pt" for run in ("first", "scratch", "scored", "tables")]
+    for made in (*runs, "gallery.png", "runs/first-val/summary.json", "sweeps/inputs/table4.md", "sweeps/heads"):
+        assert (tmp_path / made).exists(), made
