@@ -272,7 +272,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.short_side >= 32, "data.short_side", self.short_side, "at least 32")
-        require(self.long_side >= self.short_side, "data.long_side", self.long_side, "at least short_side")
+        require(self.long_side >= self.short_side, "data.long_side", self.long_side,
+                f"at least data.short_side ({self.short_side}); give both")  # fmt: skip
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from msrcnn.config import TRUNK_LEVELS, DataConfig, ModelConfig, RoIConfig, RPNConfig, SolverConfig
-from msrcnn.errors import InputError
+from msrcnn.errors import InputError, closest, meant
 
 
 @dataclass(frozen=True)
@@ -75,5 +75,6 @@ def find_preset(name: str) -> Preset:
         InputError: there is none; the message lists those there are.
     """
     if name not in PRESETS:
-        raise InputError(f"--preset {name}: no such preset; there are {', '.join(PRESETS)}")
+        hint = meant(closest(name, PRESETS))
+        raise InputError(f"--preset {name}: no such preset; {hint}there are {', '.join(PRESETS)}")
     return PRESETS[name]

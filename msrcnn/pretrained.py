@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchvision.models import get_weight
+from torchvision.models import get_model_weights, get_weight
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from msrcnn.detector import MaskScoringRCNN
-from msrcnn.errors import InputError
+from msrcnn.errors import InputError, closest, meant
 from msrcnn.maskiou_config import MaskIoUConfig
 from msrcnn.weights import FORMAT, read_plain
 
@@ -28,6 +28,16 @@ COCO_LABELS: list[str] = COCO.meta["categories"]
 EPS = 1e-5
 """What BatchNorm adds to a variance."""
 TRUNK = "backbone.trunk."
+NAMES = [str(weights) for model in ("resnet18", "resnet50", "resnet101", "maskrcnn_resnet50_fpn")
+         for weights in get_model_weights(model)]  # fmt: skip
+"""What torchvision calls the weights that have a place here."""
+FRAMEWORKS = {
+    "Detectron2": ("backbone.bottom_up.", "proposal_generator."),
+    "MMDetection": ("rpn_head.", "roi_head."),
+}
+"""How names begin in the files of others."""
+OF_A_CLASS = ("box.score.", "box.deltas.", "mask.logits.", "maskiou.iou.")
+"""Weights whose number follows from that of the categories."""
 SHOWN = 6
 """So many names of a kind are printed in full, more are counted by their module."""
 
@@ -106,17 +116,45 @@ def _read(source: str) -> tuple[dict[str, Tensor], tuple[MaskIoUConfig, ...]]:
         try:
             weights = get_weight(source)
         except (AttributeError, ValueError, KeyError):
-            raise InputError(f"{source}: torchvision has no weights of this name; give a file or another") from None
+            raise InputError(f"{source}: torchvision has no weights of this name; {meant(closest(source, NAMES))}"
+                             f"there are {', '.join(NAMES)}") from None  # fmt: skip
         try:
             return dict(weights.get_state_dict(check_hash=True, weights_only=True)), ()
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{source}: cannot be downloaded ({reason}); give the file {weights.url}") from None
+    _check_file(Path(source))
     value = read_plain(Path(source), "weights")
+    if framework := _framework(value):
+        raise InputError(f"{source}: weights of {framework}, whose layers have other names and partly other forms; "
+                         "give a torchvision Mask R-CNN or ResNet, or `msrcnn score` that detector's COCO results"
+                         )  # fmt: skip
     heads: tuple[MaskIoUConfig, ...] = ()
     if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
         heads, value = _heads_of(value.get("model")), value["weights"]
     return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}, heads
+
+
+def _check_file(path: Path) -> None:
+    """Raises InputError where no file is, with what was probably meant."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the file in it, as model.pt of a run")
+    if not path.exists():
+        begun = next((name for name in NAMES if name.lower().startswith(path.name.lower())), "")
+        raise InputError(f"{path}: no such file; {meant(begun or closest(path.name, NAMES))}give a file of weights, or "
+                         f"one of torchvision's names: {', '.join(NAMES)}")  # fmt: skip
+    if path.suffix == ".pkl":
+        raise InputError(f"{path}: a pickle, which may run code when it is read; give a file that torch.save wrote")
+
+
+def _framework(value: dict[str, Any]) -> str:
+    """Which other program wrote the weights, by the names in them; empty if none that we know."""
+    nested = value.get("model") or value.get("state_dict")
+    names = list(nested if isinstance(nested, dict) else value)
+    for framework, beginnings in FRAMEWORKS.items():
+        if any(isinstance(name, str) and name.startswith(beginnings) for name in names):
+            return framework
+    return ""
 
 
 def _heads_of(config: Any) -> tuple[MaskIoUConfig, ...]:
@@ -215,9 +253,12 @@ def _load(model: MaskScoringRCNN, source: str, kind: str, state: dict[str, Tenso
     matched = [name for name in own if name in state]
     for name in matched:
         if own[name].shape != state[name].shape:
-            raise InputError(f"{source}: {name} is {tuple(state[name].shape)} where the model has "
-                             f"{tuple(own[name].shape)}; use weights of this backbone, these sizes and as many "
-                             "categories")  # fmt: skip
+            shapes = f"{name} is {tuple(state[name].shape)} where the model has {tuple(own[name].shape)}"
+            if name.startswith(OF_A_CLASS) and "box.score.bias" in state:
+                raise InputError(f"{source}: is for {len(state['box.score.bias']) - 1} categories, this data set has "
+                                 f"{model.config.num_classes} ({shapes}); use a detector for these categories, or a "
+                                 "ResNet's weights")  # fmt: skip
+            raise InputError(f"{source}: {shapes}; use weights of this backbone (--preset chooses it) and these sizes")
     if not matched:
         raise InputError(f"{source}: nothing in it has a place in this model; use weights of its backbone")
     model.load_state_dict({name: state[name] for name in matched}, strict=False)

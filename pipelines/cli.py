@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from msrcnn import __version__
-from msrcnn.errors import InputError
+from msrcnn.errors import InputError, closest, meant
 from pipelines.job_environment import packages_notice, submitted
 from pipelines.verbs import VERBS, parse, run_of
 
 INTERRUPTED = 130
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a disk says that is full or not ours; Arrow's errors name the file in their text alone."""
 
 
 def usage() -> str:
@@ -28,6 +31,14 @@ def usage() -> str:
     )
 
 
+def _no_verb(word: str) -> str:
+    """What to say where the first word is no command."""
+    there = f"there are {', '.join(VERBS)}"
+    if word.startswith("-"):
+        return f"{word}: the command comes before its options, msrcnn VERB [OPTIONS]; {there}"
+    return f"'{word}' is not a command; {meant(closest(word, VERBS))}{there}"
+
+
 def main() -> None:
     """Entry point: exit code 0, 1 if part of the work failed, 2 for input that cannot be used, 130 when interrupted."""
     arguments = sys.argv[1:]
@@ -41,7 +52,7 @@ def main() -> None:
         return
     try:
         if arguments[0] not in VERBS:
-            raise InputError(f"'{arguments[0]}' is not a command; there are {', '.join(VERBS)}")
+            raise InputError(_no_verb(arguments[0]))
         if submitted() and (notice := packages_notice()):
             print(notice, file=sys.stderr)
         options = parse(arguments[0], arguments[1:])
@@ -54,9 +65,10 @@ def main() -> None:
         print(f"msrcnn: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if debug or error.filename is None:
+        if debug or (error.filename is None and error.errno not in STORAGE):
             raise
-        print(f"msrcnn: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
+        print(f"msrcnn: {where}; make room there, or choose another path", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if debug:

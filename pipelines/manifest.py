@@ -14,9 +14,11 @@ from typing import Any
 
 from msrcnn.errors import InputError
 from pipelines.schema import SHARD_VERSION, Category, ShardMeta
-from pipelines.storage import Place, locate
+from pipelines.storage import Location, Place, locate
 
 MANIFEST = "manifest.json"
+LOOKED_INTO = 20
+"""Folders in one without a manifest, at most, that are looked into for what was meant."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def load_manifest(folder: Place) -> Manifest:
     path = place / MANIFEST
     try:
         if path.size() is None:
-            raise InputError(f"{place}: no {MANIFEST}; make shards with `msrcnn shard`")
+            raise InputError(_no_manifest(place))
         value = json.loads(path.read())
         # Through the shards' own metadata class, so that versions are checked in one place.
         categories = [[entry["number"], entry["source_id"], entry["name"]] for entry in value["categories"]]
@@ -132,6 +134,16 @@ def load_manifest(folder: Place) -> Manifest:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
         raise InputError(f"{path}: not a manifest of shards ({reason}); make them again with `msrcnn shard`") from error
+
+
+def _no_manifest(place: Location) -> str:
+    """What to say of a place that is given for a folder of shards."""
+    if place.size() is not None:
+        return f"{place}: is a file; give the folder that `msrcnn shard` made of it"
+    inside = [name for name, size in sorted(place.list().items()) if size is None]
+    found = next((name for name in inside[:LOOKED_INTO] if (place / name / MANIFEST).size() is not None), None)
+    hint = f"give {place / found}, which has one" if found else "make shards with `msrcnn shard`"
+    return f"{place}: no {MANIFEST}; {hint}"
 
 
 def broken_sizes(manifest: Manifest) -> Iterator[tuple[Part, str]]:

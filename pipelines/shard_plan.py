@@ -20,6 +20,8 @@ from pipelines.storage import Location, explained, sizes_in
 MIN_SHARDS = 4
 """A data set of `SPREAD_IMAGES` images or more makes at least this many shards: workers share by shards."""
 SPREAD_IMAGES = 256
+LOOKED_INTO = 20
+"""Folders in that of the images, at most, that are looked into where none is in it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def make_plan(config: ShardConfig, annotations: Location, images: Location) -> P
         content = annotations.read()
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else explained(error)
+        what = "is a folder" if annotations.is_folder() else what
         raise InputError(f"{annotations}: {what}; give the path of a COCO annotation file (JSON)") from error
     checksum = hashlib.sha256(content).hexdigest()
     dataset = parse_coco(content, str(annotations))
@@ -92,11 +95,9 @@ def make_plan(config: ShardConfig, annotations: Location, images: Location) -> P
         raise InputError(f"{images}: cannot be listed ({explained(error)}); correct --images") from error
     found, missing = split_missing(dataset.images, sizes, images)
     if not found:
-        raise InputError(
-            f"{annotations}: none of its {len(dataset.images)} images is in {images}, for example "
-            f"{images / dataset.images[0].file_name} does not exist; give --images the folder that the image names "
-            "start from"
-        )
+        first = dataset.images[0].file_name
+        raise InputError(f"{annotations}: none of its {len(dataset.images)} images is in {images}, for example "
+                         f"{images / first} does not exist; {_where_else(images, first)}")  # fmt: skip
     listed = hashlib.sha256()
     for record in dataset.images:
         listed.update(repr((record.file_name, sizes.get(record.file_name))).encode())
@@ -108,6 +109,15 @@ def make_plan(config: ShardConfig, annotations: Location, images: Location) -> P
         (*dataset.rejected, *missing),
         Source(checksum, listed.hexdigest(), name, config.seed, config.shard_mb, config.row_group, SHARD_VERSION),
     )
+
+
+def _where_else(images: Location, name: str) -> str:
+    """What to do where an image is not in the folder; it may be one level up or down."""
+    inside = [images / folder for folder, size in sorted(images.list().items()) if size is None]
+    for folder in (images.parent, *inside[:LOOKED_INTO]):
+        if (folder / name).size() is not None:
+            return f"it is in {folder}: give that as --images"
+    return "give --images the folder that the image names start from, or --annotations the file of these images"
 
 
 def split_missing(

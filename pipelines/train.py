@@ -21,6 +21,7 @@ from ray.train import TrainingFailedError
 from cluster.session import connect
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.solver import REFERENCE_BATCH
 from msrcnn.weights import save_model
 from pipelines.checkpoint_list import checkpoint_name, next_step, tidy
 from pipelines.display import Display
@@ -42,7 +43,7 @@ from pipelines.run_directory import (
     wait_for_workers,
     write_record,
 )
-from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk
+from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
 from pipelines.tracking import Tracker
 from pipelines.train_setup import check_resources, initial_model, prepare, worker_resources
 from pipelines.validation import validating
@@ -92,7 +93,10 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None, parent:
             return TrainReport(run / MODEL, job.total_steps, 0.0)
         begun = record is not None and (job.initial is None or (run / INITIAL).size() is not None)
         initial = None if begun else initial_model(config, job, display.log)
-        run.make_folder()  # fails before anything is noted elsewhere
+        try:
+            run.make_folder()  # fails before anything is noted elsewhere
+        except OSError as error:
+            raise InputError(f"{run}: cannot write there ({explained(error)}); choose another --run") from error
         with exclusively(run, "training in", "--run"):
             if read_record(run) != record:
                 raise InputError(f"{run}: another process has begun a run in it meanwhile; give the same command again")
@@ -124,10 +128,11 @@ def _step(run: Location) -> int:
 def headline(job: Job, manifest: Manifest, run: Location) -> str:
     """What is going to be done."""
     rest = job.rows - job.steps_per_epoch * job.solver.batch
+    rate = job.solver.lr * job.solver.batch / REFERENCE_BATCH
     left_out = f" ({rest} images left out of each epoch)" if rest else ""
     return (
         f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
-        f"{job.total_steps} steps of {job.solver.batch} images{left_out}; run directory {run}"
+        f"{job.total_steps} steps of {job.solver.batch} images{left_out} at learning rate {rate:g}; run directory {run}"
     )
 
 

@@ -42,6 +42,9 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
             "--model.norm frozen_bn and --model.frozen-stages freeze what nothing has trained; give --weights, or "
             "train from scratch with --model.norm group_norm --model.frozen-stages 0"
         )
+    if manifest.instances == 0:
+        raise InputError(f"{config.shards}: no image has an object, so there is nothing to learn; give shards that "
+                         "were made with annotations")  # fmt: skip
     steps = manifest.rows // config.solver.batch
     if steps == 0:
         raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "

@@ -95,10 +95,12 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     """The options of a verb as its dataclass.
 
     Raises:
-        InputError: a value is not accepted, or the preset is unknown.
-        SystemExit: they cannot be read; why has been printed.
+        InputError: an option is unknown or missing, its value is not accepted, or the preset is unknown.
+        SystemExit: help was asked for and has been printed.
     """
     import tyro
+
+    from pipelines.option_names import check_names, in_one_line
 
     verb = VERBS[name]
     options = resolve(verb.options)
@@ -110,6 +112,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 
         options = VerifyConfig
         arguments.remove("--verify")
+    check_names(f"msrcnn {name}", options, arguments)
     # A preset may have switched something on that its option must switch off: --data.flip, --data.no-flip.
     config = () if verb.preset else (tyro.conf.FlagCreatePairsOff,)
     defaults = {}
@@ -117,7 +120,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         preset = find_preset(_value_of("--preset", arguments, PRESET))
         parts = {"model": preset.model, "solver": preset.solver, "data": preset.data}
         defaults["default"] = options(**dict.fromkeys(verb.preset, tyro.MISSING), **parts)
-    parsed = tyro.cli(options, prog=f"msrcnn {name}", args=arguments, config=config, **defaults)
+    command = f"msrcnn {name}"
+    parsed = in_one_line(command, lambda: tyro.cli(options, prog=command, args=arguments, config=config, **defaults))
     if name == "submit":
         return replace(parsed, command=given[len(arguments) :])
     return replace(parsed, given=tuple(_settings_in(given))) if name == "sweep" else parsed

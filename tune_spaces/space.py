@@ -30,7 +30,6 @@ Nothing in a file is executed.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -38,7 +37,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from msrcnn.errors import InputError
+from msrcnn.errors import InputError, closest, meant
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.settings import GROUPS, KINDS, typed
 
@@ -81,8 +80,9 @@ def find_space(name_or_path: str | Path) -> Space:
     try:
         data = Path(name_or_path).read_bytes()
     except FileNotFoundError:
-        there = ", ".join([*space_names(), *sorted(by_table)])
-        raise InputError(f"{text}: no such sweep and no such file; there are {there}") from None
+        there = [*space_names(), *sorted(by_table)]
+        hint = meant(closest(text, there))
+        raise InputError(f"{text}: no such sweep and no such file; {hint}there are {', '.join(there)}") from None
     except (OSError, ValueError) as error:  # a zero byte in a path is a ValueError
         raise InputError(f"{text}: cannot be read ({getattr(error, 'strerror', error)}); give a TOML file") from None
     return parse(data, text)
@@ -177,8 +177,7 @@ def _check_keys(table: Mapping[str, Any], kinds: Mapping[str, Any], where: str, 
     at = f"{where}, " if where else ""
     for key, value in table.items():
         if key not in kinds:
-            close = difflib.get_close_matches(key, kinds, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = meant(closest(key, kinds))
             raise InputError(f"{at}{key} = {_brief(value)}: unknown key; {hint}accepted are {', '.join(kinds)}")
         kind = kinds[key]
         good, accepted = _is(value, kind), WORDS.get(kind) if isinstance(kind, type) else None

@@ -27,6 +27,7 @@ class CocoCategory:
     name: str
 
 
+EXPECTED = "an object with the lists 'images', 'annotations' and 'categories'"
 IMAGE_KEYS = ("id", "file_name", "height", "width")
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox")
 
@@ -144,21 +145,22 @@ def read_instance(annotation: Mapping[str, Any], height: int, width: int, number
 
 
 def _load_json(data: bytes, path: str) -> dict[str, list[Any]]:
+    if not data.strip():
+        raise InputError(f"{path}: the file is empty; get or write it again")
     try:
         content = json.loads(data, object_hook=_slim)
     except (ValueError, RecursionError) as error:  # also what is no text at all
         raise InputError(f"{path}: not valid JSON ({error}); it may be truncated: get or write it again") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds a JSON {type(content).__name__}, not a COCO annotation file (an object with "
-            "'images', 'annotations' and 'categories')"
-        )
+        results = isinstance(content, list) and bool(content) and isinstance(content[0], dict) and "score" in content[0]
+        raise InputError(f"{path}: holds {'COCO results' if results else f'a JSON {type(content).__name__}'}, not a "
+                         f"COCO annotation file; give {EXPECTED}")  # fmt: skip
     for key in ("images", "categories"):
         if key not in content:
-            raise InputError(f"{path}: not a COCO annotation file: the key '{key}' is missing")
+            raise InputError(f"{path}: not a COCO annotation file: the key '{key}' is missing; give {EXPECTED}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key, []), list):
-            raise InputError(f"{path}: not a COCO annotation file: '{key}' is no list")
+            raise InputError(f"{path}: not a COCO annotation file: '{key}' is no list; give {EXPECTED}")
     return content
 
 

@@ -97,8 +97,8 @@ def inline_options(document: str) -> set[str]:
     return {name for code in codes for name in re.findall(r"(?<![\w-])(--[a-z][\w.-]*)", code)}
 
 
-QUICK = ("docs/data.md", "docs/evaluation.md", "docs/questions.md", "docs/api.md", "docs/cluster.md")
-"""Run to the last line in every `make test`, each in a folder of its own, with a detector of random weights."""
+QUICK = ("docs/evaluation.md", "docs/questions.md", "docs/data.md", "docs/api.md", "docs/cluster.md")
+"""Run by `make test` one after the other in one folder, in which there is a detector with random weights."""
 SLOW = ("README.md", "docs/training.md", "docs/sweeps.md")
 """Run one after the other in one folder by `make test-slow`, trainings shortened by `SHORTER`; parsed otherwise."""
 SHORTER = {

@@ -31,10 +31,8 @@ from tests.docs.documents import (
     shortened,
     steps_of,
 )
-from tests.docs.prepared import copied, write_data, write_finished, write_weights
+from tests.docs.prepared import write_data, write_finished, write_weights
 
-MADE = {"docs/data.md": ("shards/train",), "docs/evaluation.md": ("runs/first-val",)}
-"""What a document makes itself, so that it is not there before."""
 FOREIGN = {"--gpus", "--requeue", "--time", "--node-ip-address", "--model.maskiou", "--model", "--solver", "--data"}
 """Options of other programs, and beginnings of ours."""
 MAKES = {"demo": ["shapes", "shard", "train", "shard", "evaluate"]}
@@ -149,25 +147,22 @@ def run_here(step: Step, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     assert not code, f"{step}: exit code {code}"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:  # noqa: ARG001  it must be up
-    """Everything that the documents of QUICK take for granted."""
-    folder = tmp_path_factory.mktemp("documents") / "finished"
-    folder.mkdir()
-    write_data(folder)
-    write_finished(folder)
-    return folder
-
-
 @pytest.mark.ray
-@pytest.mark.parametrize("document", QUICK)
-def test_a_document_is_a_session(document: str, finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    folder = copied(finished, tmp_path / "reader", MADE.get(document, ()))
-    with working_in(folder, monkeypatch):
-        for step in steps_of(document):
+@pytest.mark.usefixtures("ray_session")
+def test_a_reader_goes_through_the_quick_documents(tmp_path: Path, monkeypatch, capsys) -> None:
+    """In one folder, which has shards/val and a finished training before."""
+    write_data(tmp_path)
+    write_finished(tmp_path)
+    with working_in(tmp_path, monkeypatch):
+        for step in (step for document in QUICK for step in steps_of(document)):
             if not parsed_only(step):
-                run_here(step, monkeypatch, folder)
-    assert "Traceback" not in capsys.readouterr().err
+                run_here(step, monkeypatch, tmp_path)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    for made in ("runs/first-val/summary.json", "scored/summary.json", "other/summary.json", "fusions.json",
+                 "coco/segm.json", "shards/train/manifest.json", "gallery.png"):  # fmt: skip
+        assert (tmp_path / made).exists(), made
+    assert "mask score above" in said.out  # of a snippet
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_of_coco_labels_the_categories_pick_theirs_by_name(tmp_path: Path) -> No
 def test_other_categories_do_not_fit_coco_labels(tmp_path: Path) -> None:
     path, ours = save(tmp_path / "w.pth", make_mask_rcnn(91).state_dict()), make_model()
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    with pytest.raises(InputError, match=r"w\.pth: box\.score\.weight is \(91, 16\) where the model has \(4, 16\)"):
+    with pytest.raises(InputError, match=r"w\.pth: is for 90 categories, this data set has 3 \(box\.score"):
         load_weights(ours, path, ["disc", "ring", "star"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     ours = make_model()
     cases = [
-        (str(tmp_path / "none.pth"), r"none\.pth: no such file; expected weights"),
+        (str(tmp_path / "none.pth"), r"none\.pth: no such file; give a file of weights, or one of"),
         ("ResNet50_Weights.NONE", "torchvision has no weights of this name"),
         ("ResNet19_Weights.DEFAULT", "torchvision has no weights of this name"),
         (save(tmp_path / "other.pth", {"encoder.weight": torch.zeros(3)}), "neither a checkpoint of msrcnn nor"),
