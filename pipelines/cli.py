@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 from msrcnn import __version__
@@ -11,7 +12,10 @@ from pipelines.job_environment import packages_notice, submitted
 from pipelines.verbs import VERBS, parse, run_of
 
 INTERRUPTED = 130
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+CUT_OFF = 141
+"""As shells count a program that SIGPIPE ended."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+STORAGE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk says that is full or not ours; Arrow's errors name the file in their text alone."""
 
 
@@ -64,11 +68,15 @@ def main() -> None:
             raise
         print(f"msrcnn: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `| head`, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        sys.exit(CUT_OFF)
     except OSError as error:
         if debug or (error.filename is None and error.errno not in STORAGE):
             raise
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
-        print(f"msrcnn: {where}; make room there, or choose another path", file=sys.stderr)
+        remedy = "make room, or choose another path" if error.errno in FULL else "choose another path"
+        print(f"msrcnn: {where}; {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if debug:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from msrcnn.data.decoding import decode_image
+from msrcnn.errors import InputError
 from msrcnn.rle import decode_crop
 from pipelines.manifest import Manifest, written_aside
 from pipelines.reading import RowGroup, read_rows
@@ -29,6 +30,9 @@ def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, s
     """Draws `number` images of the data set, chosen by `seed`, into one PNG file.
 
     Row groups are read one after the other, so memory holds one group and the sheet.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     total = sum(g.rows for g in groups)
     chosen = np.sort(np.random.default_rng(seed).permutation(total)[:number])
@@ -45,9 +49,14 @@ def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, s
     for i, cell in enumerate(cells):
         y, x = divmod(i, columns)
         sheet.paste(cell, (MARGIN + x * (CELL + MARGIN), MARGIN + y * (CELL + CAPTION + MARGIN)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(out) as aside:
-        sheet.save(aside, "PNG")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(out) as aside:
+            sheet.save(aside, "PNG")
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); give another PNG file as --out"
+        ) from None
 
 
 def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:

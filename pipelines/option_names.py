@@ -66,8 +66,10 @@ def check_names(command: str, options: type, arguments: Sequence[str]) -> None:
 
 
 def _name(argument: str) -> str:
-    """Of an option as we write it; tyro takes underscores too, and a value behind '='."""
-    return argument.partition("=")[0].replace("_", "-") if argument.startswith("--") else argument
+    """Of an option as we write it. tyro takes underscores and a value behind '=', and numbers what is in a tuple."""
+    if not argument.startswith("--"):
+        return argument
+    return re.sub(r"\.\d+$", "", argument.partition("=")[0].replace("_", "-"))
 
 
 def _likely(wrong: str, known: Collection[str]) -> str:
@@ -95,5 +97,6 @@ def in_one_line(command: str, read: Callable[[], T]) -> T:
         if not ended.code:
             raise
         _, *lines = [line.strip(FRAME) for line in said.getvalue().splitlines()]  # the first one is a title
+        lines = [line for line in lines if set(line) != {"-"}]  # it draws so where a terminal knows no Unicode
         text = HELPTEXT.sub("", " ".join(" ".join(lines).split())).strip(" .")
         raise InputError(f"{text}; {command} --help shows what is accepted") from None

@@ -123,9 +123,9 @@ def _finish(config: ShardConfig, plan: Plan, records: Sequence[PartRecord], log:
             raise InputError(f"{annotations}: none of its {total} images can be used (for example {example})")
         broken = [entry for entry in rejected if entry.annotation_id is not None]
         if broken and not any(part.instances for part in parts):
-            raise InputError(f"{annotations}: none of its annotations can be used ({len(broken)}, for example "
-                             f"{broken[-1].reason}: {broken[-1].detail}); boxes alone are not enough, masks are learnt "
-                             "from polygons or run lengths")  # fmt: skip
+            raise InputError(f"{annotations}: none of its {len(broken)} annotations can be used (for example "
+                             f"{broken[-1].reason}: {broken[-1].detail}); masks are learnt from polygons in pixels or "
+                             "run lengths, not from boxes")  # fmt: skip
     except InputError:
         discard(out)
         raise
