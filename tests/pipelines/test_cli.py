@@ -1,6 +1,7 @@
 """The command line as a person meets it: in a process of its own."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -146,6 +147,16 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, says):
 def test_debug_shows_the_traceback():
     assert "Traceback" not in msrcnn("trian").stderr
     assert "Traceback" in msrcnn("--debug", "trian").stderr
+
+
+def test_a_reader_who_has_enough_sees_no_traceback():
+    """As `| head` leaves a pipe: nobody reads it any more."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "train", "--help"]
+    with os.fdopen(write, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_shapes_writes_a_data_set_and_refuses_to_overwrite_it(tmp_path):
