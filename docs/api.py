@@ -23,16 +23,18 @@ needs no cluster: models, images to batches, detections to rows, rows to numbers
 ```python
 from pathlib import Path
 
+from msrcnn import load_model, predict
 from msrcnn.data.coco import read_coco
-from msrcnn.weights import load_model
 
+model = load_model("runs/first")
 dataset = read_coco(Path("instances_val.json"))
 print(len(dataset.images), "images of", [c.name for c in dataset.categories], len(dataset.rejected), "set aside")
-checkpoint = load_model(Path("runs/first/model.pt"))
-print(sum(p.numel() for p in checkpoint.model.parameters()), "weights for images of", checkpoint.data)
+for found in predict(model, [Path("val", image.file_name) for image in dataset.images]):
+    print(found.image, found.names[:3], found.mask_scores[:3], found.masks().shape)
 ```
 """
 MODULES: dict[str, tuple[str, ...]] = {
+    "msrcnn.prediction": ("Picture", "Prediction", "predict"),
     "msrcnn.errors": ("InputError",),
     "msrcnn.presets": ("Preset", "PRESETS", "find_preset"),
     "msrcnn.config": (),

@@ -31,8 +31,8 @@ def test_sections_of_a_docstring_become_lists() -> None:
 
 
 def test_a_signature_has_names_types_defaults_and_result() -> None:
-    loading = "\n".join(Module("msrcnn.weights").described(("load_model",)))
-    assert "load_model(path: Path) -> Checkpoint" in loading
+    preset = "\n".join(Module("msrcnn.presets").described(("find_preset",)))
+    assert "find_preset(name: str) -> Preset" in preset
     sampling = "\n".join(Module("msrcnn.masks").described(("sample_on_rois",)))
     assert "    points: int=POINTS_PER_BIN,\n) -> Tensor" in sampling
     selection = "\n".join(Module("msrcnn.config").described(("SelectionConfig",)))
