@@ -54,6 +54,8 @@ def read_plain(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{path}: no such file; expected {what}") from None
     except Exception as error:  # of any type: damaged bytes lead the unpickler anywhere
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # torch goes on about how to run what is in it
+            reason = "it is no file of tensors and plain values"
         raise InputError(f"{path}: not {what} ({reason}); it may be damaged, use another") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not {what} (it holds a {type(value).__name__}); use another")
@@ -89,9 +91,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Checkpoi
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
     value = read_plain(path, "a model checkpoint")
-    if value.get("format") != FORMAT:
+    if "format" not in value:
+        raise InputError(f"{path}: no model of msrcnn; give a run directory or its model.pt. `msrcnn train --weights "
+                         "FILE --model.trained maskiou` makes one of torchvision's Mask R-CNN")  # fmt: skip
+    if value["format"] != FORMAT:
         raise InputError(
-            f"{path}: checkpoint format {value.get('format')!r}, this program reads {FORMAT}; "
+            f"{path}: checkpoint format {value['format']!r}, this program reads {FORMAT}; "
             "give a run directory or its model.pt"
         )
     try:

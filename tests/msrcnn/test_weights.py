@@ -118,7 +118,7 @@ def test_other_formats_are_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"new\.pt: checkpoint format 99, this program reads 1"):
         load_model(rewrite(saved, tmp_path / "new.pt", format=99))
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match=r"foreign\.pt: checkpoint format None"):
+    with pytest.raises(InputError, match=r"foreign\.pt: no model of msrcnn; give a run directory"):
         load_model(tmp_path / "foreign.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list\.pt: not a model checkpoint \(it holds a list\)"):

@@ -103,7 +103,7 @@ MISTAKES = {
     "no tracking server": (TRAIN + "--preset demo --tracking http://127.0.0.1:9", "MLflow at http://127.0.0.1:9: C"),
     # Evaluation.
     "no such model": (EVALUATE + "nowhere", "nowhere: neither a run directory nor a model file"),
-    "model of another program": (EVALUATE + "resnet50.pth", "resnet50.pth: checkpoint format None"),
+    "model of another program": (EVALUATE + "resnet50.pth", "resnet50.pth: no model of msrcnn; give a run directory"),
     "model for other categories": (EVALUATE + "detector.pt", "its categories are not those of shards/val (5 where"),
     "training that has not ended": (EVALUATE + "begun", "begun: the training in it is not finished"),
     "evaluation that is there": ("evaluate --shards shards/val --model model.pt --out finished",
