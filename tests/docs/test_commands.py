@@ -9,6 +9,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -165,27 +166,35 @@ def test_a_reader_goes_through_the_quick_documents(tmp_path: Path, monkeypatch, 
     assert "mask score above" in said.out  # of a snippet
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_the_trainings_of_the_documents_run(tmp_path: Path) -> None:
-    """One after the other, as commands of their own, each with a Ray of its own."""
-    write_data(tmp_path)
-    write_weights(tmp_path)
-    programs = tmp_path / "bin"
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody with a data set and weights, who goes through the documents of SLOW in their order."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_data(folder)
+    write_weights(folder)
+    programs = folder / "bin"
     programs.mkdir()
     (programs / "msrcnn").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
     (programs / "msrcnn").chmod(0o755)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(("document", "makes"), SLOW.items())
+def test_the_trainings_of_a_document_run(document: str, makes: list[str], reader: Path) -> None:
+    """As commands of their own, each with a Ray of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "TORCH_HOME": str(tmp_path / "torch"),
+    environment |= {"PATH": f"{reader}/bin:{os.environ['PATH']}", "TORCH_HOME": str(reader / "torch"),
                     "PYTHONPATH": str(ROOT)}  # fmt: skip
-    for document in SLOW:
-        for step in steps_of(document):
-            if parsed_only(step):
-                continue
-            assert step.kind == "shell", step
-            done = subprocess.run(["bash", "-c", shortened(step.text)], cwd=tmp_path, env=environment, text=True,
-                                  capture_output=True, timeout=900, check=False)  # fmt: skip
-            assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    runs = [f"runs/{run}/model.pt" for run in ("first", "scratch", "scored", "tables")]
-    for made in (*runs, "gallery.png", "runs/first-val/summary.json", "sweeps/inputs/table4.md", "sweeps/heads"):
-        assert (tmp_path / made).exists(), made
+    for step in steps_of(document):
+        if parsed_only(step):
+            continue
+        assert step.kind == "shell", step
+        began = time.monotonic()
+        done = subprocess.run(["bash", "-c", shortened(step.text)], cwd=reader, env=environment, text=True,
+                              capture_output=True, timeout=900, check=False)  # fmt: skip
+        print(f"{time.monotonic() - began:.0f} s: {step}", flush=True)
+        assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    for made in makes:
+        assert (reader / made).exists(), made
