@@ -105,8 +105,8 @@ SLOW = {
     "docs/training.md": ["runs/scratch/model.pt", "runs/tables/model.pt"],
     "docs/sweeps.md": ["sweeps/heads"],
 }  # fmt: skip
-"""Run one after the other in one folder by `make test-slow`, trainings shortened by `SHORTER`, and some of what they must
-make; parsed otherwise."""
+"""Run one after the other in one folder by `make test-slow`, trainings shortened by `SHORTER`, and some of what they
+must make; parsed otherwise."""
 SHORTER = {
     r"msrcnn (train|sweep) ": "--solver.epochs 1 --solver.batch 4 --data.short-side 64 --data.long-side 64 --threads 1",
     r"msrcnn (train|sweep) (?!.*r50-fpn)": "--model.channels 32 --model.hidden 64",
