@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from tests.commands import ROOT
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 FENCED = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+OUTPUT = ("text", "json")
+"""Languages of blocks that show something."""
 INLINE = re.compile(r"`([^`\n]+)`")
 
 
@@ -48,11 +52,12 @@ class Step:
         return [list(group) for command, group in groups if command]
 
 
+@cache
 def steps_of(document: str) -> list[Step]:
-    """What its fenced blocks ask the reader to do, in order. Blocks of the language `text` are output.
+    """What its fenced blocks ask the reader to do, in order; those in a language of OUTPUT ask nothing.
 
     Raises:
-        ValueError: a block has another language than none, python or text.
+        ValueError: a block has another language than none, python or those.
     """
     text = (ROOT / document).read_text()
     steps = []
@@ -64,23 +69,26 @@ def steps_of(document: str) -> list[Step]:
             steps.append(Step(document, line, "python", body))
         elif not block["language"]:
             steps += [Step(document, line + at, "shell", command) for at, command in commands(body)]
-        elif block["language"] != "text":
-            raise ValueError(f"{document}:{line}: a block of {block['language']!r}; known are none, python and text")
+        elif block["language"] not in OUTPUT:
+            raise ValueError(f"{document}:{line}: a block of {block['language']!r}; give none for commands, or python, "
+                             f"or {' or '.join(OUTPUT)}")  # fmt: skip
     return steps
 
 
 def commands(body: str) -> list[tuple[int, str]]:
-    """The command lines of a block and the number of the line, from 0, that each begins in."""
+    """The commands of a block and the number of the line, from 0, that each begins in: as many lines as bash wants."""
     found, begun, at = [], "", 0
     for number, line in enumerate(body.splitlines()):
         at = at if begun else number
-        begun += line.strip() if begun else line
+        begun += line.strip() if begun.endswith(" ") else line
         if begun.endswith("\\"):
             begun = begun.removesuffix("\\")
-            continue
-        if begun.strip():
-            found.append((at, begun))
-        begun = ""
+        elif begun.strip() and subprocess.run(["bash", "-n", "-c", begun], capture_output=True, check=False).returncode:
+            begun += "\n"  # inside a loop, or a text in quotes
+        else:
+            found += [(at, begun)] if begun.strip() else []
+            begun = ""
+    assert not begun, f"bash wants more than {begun!r}"
     return found
 
 
@@ -112,12 +120,13 @@ SHORTER = {
     r"msrcnn (train|sweep) (?!.*r50-fpn)": "--model.channels 32 --model.hidden 64",
 }
 """What is added to commands that would take days: regular expression, options. The second: memory, of 11 heads."""
+IN_A_BUCKET = r"msrcnn shard .*s3://my-bucket"
+"""What `make test-slow` runs against an object store on this machine, whatever the document."""
 PARSED = {
     r"make (demo|test)\b": "the whole job, and this test itself",
     r"\.venv/bin/mlflow ui ": "serves until it is ended",
     r"(msrcnn|venv/bin/msrcnn) .*--address": "needs a cluster; tests/cluster submits and joins one",
     r"msrcnn submit ": "needs a cluster; tests/cluster submits jobs to one",
-    r"msrcnn .*s3://my-bucket": "needs a bucket; tests/pipelines/test_storage.py has one",
     r"srun .*/bin/msrcnn ": "needs Slurm; tests/cluster/test_slurm.py has a stand-in for its commands",
     r"kubectl|docker|sbatch|export|\.venv/bin/uv|\(umask|for host|cluster/install\.sh|head=": "needs a cloud or hosts",
     r"(venv/bin/)?ray (up|down|exec|dashboard|start|status)\b": "likewise",

@@ -22,6 +22,7 @@ from pipelines.verbs import VERBS, parse
 from tests.commands import ROOT
 from tests.docs.documents import (
     DOCUMENTS,
+    IN_A_BUCKET,
     QUICK,
     SLOW,
     Step,
@@ -33,6 +34,7 @@ from tests.docs.documents import (
     steps_of,
 )
 from tests.docs.prepared import write_data, write_finished, write_weights
+from tests.object_store import object_store
 
 FOREIGN = {"--gpus", "--requeue", "--time", "--node-ip-address", "--model.maskiou", "--model", "--solver", "--data"}
 """Options of other programs, and beginnings of ours."""
@@ -156,7 +158,7 @@ def test_a_reader_goes_through_the_quick_documents(tmp_path: Path, monkeypatch, 
     write_finished(tmp_path)
     with working_in(tmp_path, monkeypatch):
         for step in (step for document in QUICK for step in steps_of(document)):
-            if not parsed_only(step):
+            if not parsed_only(step) and not re.match(IN_A_BUCKET, step.text):
                 run_here(step, monkeypatch, tmp_path)
     said = capsys.readouterr()
     assert "Traceback" not in said.err
@@ -179,22 +181,45 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_in_a_shell(step: Step, folder: Path, **variables: str) -> None:
+    """A step as a command of its own, with a Ray of its own."""
+    assert step.kind == "shell", step
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {"PATH": f"{folder}/bin:{os.environ['PATH']}", "TORCH_HOME": str(folder / "torch"),
+                    "PYTHONPATH": str(ROOT), **variables}  # fmt: skip
+    began = time.monotonic()
+    done = subprocess.run(["bash", "-c", shortened(step.text)], cwd=folder, env=environment, text=True,
+                          capture_output=True, timeout=900, check=False)  # fmt: skip
+    print(f"{time.monotonic() - began:.0f} s: {step}", flush=True)
+    assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_shards_go_to_a_bucket(reader: Path, tmp_path: Path) -> None:
+    import boto3
+
+    steps = [step for step in STEPS if re.match(IN_A_BUCKET, step.text)]
+    assert len(steps) >= 2
+    with object_store(tmp_path) as url:
+        endpoint = f"http://127.0.0.1:{url.rpartition(':')[2]}"
+        keys = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word",
+                "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="key",
+                              aws_secret_access_key="word")  # fmt: skip
+        client.create_bucket(Bucket="my-bucket")
+        for step in steps:
+            run_in_a_shell(step, reader, **keys)
+        held = {item["Key"] for item in client.list_objects_v2(Bucket="my-bucket")["Contents"]}
+    assert {"shards/train/manifest.json", "shards/val/manifest.json"} <= held
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(("document", "makes"), SLOW.items())
 def test_the_trainings_of_a_document_run(document: str, makes: list[str], reader: Path) -> None:
-    """As commands of their own, each with a Ray of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"PATH": f"{reader}/bin:{os.environ['PATH']}", "TORCH_HOME": str(reader / "torch"),
-                    "PYTHONPATH": str(ROOT)}  # fmt: skip
     for step in steps_of(document):
-        if parsed_only(step):
-            continue
-        assert step.kind == "shell", step
-        began = time.monotonic()
-        done = subprocess.run(["bash", "-c", shortened(step.text)], cwd=reader, env=environment, text=True,
-                              capture_output=True, timeout=900, check=False)  # fmt: skip
-        print(f"{time.monotonic() - began:.0f} s: {step}", flush=True)
-        assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        if not parsed_only(step):
+            run_in_a_shell(step, reader)
     for made in makes:
         assert (reader / made).exists(), made
