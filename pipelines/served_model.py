@@ -7,6 +7,7 @@ loaded. So it imports nothing of the project but that package.
 from __future__ import annotations
 
 import math
+import re
 from threading import Lock
 from typing import Any
 
@@ -31,6 +32,8 @@ TYPES: dict[str, str] = {
 """The columns of the answer; one row a detection, best mask score first in each image."""
 MIN_SCORE = "min_score"
 """The parameter: the least mask score of a detection; all are answered if absent."""
+BASE64 = re.compile(rb"[A-Za-z0-9+/]{60,}")
+"""How text begins that MLflow has not decoded: it does so for data frames, not for `inputs` and `instances`."""
 
 
 class ServedModel(PythonModel):
@@ -60,7 +63,8 @@ class ServedModel(PythonModel):
         with self.turn:
             for row, found in enumerate(predictions(self.model, map(bytes, images), named)):
                 if isinstance(found, ImageError):
-                    raise _refused(str(found))
+                    encoded = "; it is base64, which dataframe_split and dataframe_records take"
+                    raise _refused(f"{found}{encoded if BASE64.match(images[row]) else ''}")
                 rows += detection_columns(row, found if least is None else found.above(least))
         return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickletools
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from PIL import Image
 
 from msrcnn.data.batching import make_batch
 from msrcnn.errors import InputError
@@ -25,9 +23,9 @@ from msrcnn.weights import save_model
 from pipelines.mlflow_model import OUTPUT, log_model
 from pipelines.tracking import Tracker
 from tests.mlflow_server import Server
+from tests.serving import CATEGORIES, turned_jpeg
 from tests.tiny import DATA, SIDE, detections_of, make_model, shape_image
 
-CATEGORIES = ((1, 5, "disk"), (2, 7, "ring"), (3, 9, "star"))
 ELSEWHERE = """
 import json, struct, sys, zlib
 from pathlib import Path
@@ -71,15 +69,6 @@ def address(request, tmp_path):
     server.kill()
 
 
-def turned_jpeg(path: Path) -> None:
-    """A lying image, stored standing with the EXIF tag that says so."""
-    data, _ = shape_image(1)
-    image = Image.open(io.BytesIO(data)).crop((0, 0, SIDE, 64)).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    image.save(path, "JPEG", exif=exif, quality=95)
-
-
 def expected_rows(model: torch.nn.Module, position: int, data: bytes, height: int, width: int) -> list[dict]:
     """What the detector itself finds in an image, as the served model should say it."""
     nothing = np.zeros(0)
@@ -105,7 +94,7 @@ def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_pat
     save_model(tmp_path / "model.pt", model, DATA, CATEGORIES)
     images = [tmp_path / "upright.png", tmp_path / "turned.jpg"]
     images[0].write_bytes(shape_image(0)[0])
-    turned_jpeg(images[1])
+    images[1].write_bytes(turned_jpeg())
     before = mlflow.get_tracking_uri()
     tracker = Tracker(address, "study")
 

@@ -1,0 +1,147 @@
+"""`msrcnn serve`: a model behind HTTP on a Ray cluster, for as long as the command runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from cluster.room import fitting
+from cluster.session import connect
+from msrcnn.errors import InputError
+from msrcnn.weights import load_model
+from pipelines.options import worker_range
+from pipelines.run_directory import find_model
+from pipelines.serving_options import ServeConfig
+from pipelines.storage import on_disk
+
+NEEDED = ("fastapi", "starlette", "uvicorn")
+"""What `ray[serve]` brings that Ray itself does without."""
+LOOK_SECONDS = 2.0
+"""Between looks at how the application is."""
+
+
+def serve(config: ServeConfig, log: Callable[[str], None] = print) -> None:
+    """Serves until it is interrupted; what it has begun to answer is answered.
+
+    Raises:
+        InputError: the model cannot be used, the cluster has no room, the port is taken, or somebody else takes the
+            application down.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
+    """
+    check_installed()
+    weights, _ = find_model(config.model)
+    with on_disk(weights) as path:
+        load_model(path)  # what is wrong with it is said here in one line, not by each replica
+    with terminable(), connect(config.address):
+        _check_room(config)
+        with serving(config, log):
+            _watch(log)
+
+
+def check_installed() -> None:
+    """Raises InputError where Ray Serve is not installed."""
+    if absent := [name for name in NEEDED if find_spec(name) is None]:
+        raise InputError(f"ray[serve] is not installed (no {absent[0]}); install msrcnn[serve]")
+
+
+@contextmanager
+def serving(config: ServeConfig, log: Callable[[str], None]) -> Iterator[str]:
+    """The application on the Ray that this process has joined, for the block's length; gives its URL.
+
+    Raises:
+        InputError: the port is taken, or no replica comes up.
+    """
+    from ray import serve as ray_serve
+
+    from pipelines.serving import NAME, application
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a line for every change of state
+    there = bool(ray_serve.status().proxies)
+    if there:
+        log("Ray Serve runs on this cluster already: the application joins it, on that one's --host and --port")
+    else:
+        _check_port(config)
+        ray_serve.start(http_options={"host": config.host, "port": config.port})
+    log(f"starting {config.replicas} of {config.model}")
+    url = f"http://{config.host}:{config.port}"
+    try:
+        try:
+            ray_serve.run(application(config), name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise InputError(f"the service does not come up: {_reason(error)}; see the cluster's logs") from error
+        log(f"serving at {url}; Ctrl-C ends it")
+        yield url
+    finally:
+        log("ending the service")
+        if there:
+            ray_serve.delete(NAME)
+        else:
+            ray_serve.shutdown()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, by which jobs and pods are stopped, is taken as Ctrl-C is."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watch(log: Callable[[str], None]) -> None:
+    """Says how the application is whenever that changes."""
+    from ray import serve as ray_serve
+
+    from pipelines.serving import NAME
+
+    shown = "RUNNING"
+    while True:
+        time.sleep(LOOK_SECONDS)
+        seen = ray_serve.status().applications.get(NAME)
+        if seen is None:
+            raise InputError("the service was taken down by somebody else; start it again")
+        if (now := str(seen.status.value)) != shown:
+            log(f"service: {now.lower()} {' '.join(seen.message.split())[:200]}".rstrip())
+            shown = now
+
+
+def _check_room(config: ServeConfig) -> None:
+    """The fewest replicas fit onto the nodes with nobody else there, or an autoscaler may add some."""
+    import ray
+
+    from pipelines.doctor_room import largest
+
+    low, _ = worker_range(config.replicas, "--replicas")
+    room = fitting([node["Resources"] for node in ray.nodes() if node["Alive"]], config.share)
+    if room < low and not largest():
+        each = " and ".join(f"{need:g} {name}" for name, need in config.share.items())
+        raise InputError(f"--replicas {config.replicas}: the cluster has room for {room} of {each}; ask for fewer, "
+                         "for less --cpus, or without --gpu")  # fmt: skip
+
+
+def _check_port(config: ServeConfig) -> None:
+    """On this machine; nothing is known of other nodes'."""
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise InputError(f"--host {config.host} --port {config.port}: cannot be listened on ({error.strerror}); "
+                             "choose another --port") from None  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something: Ray puts a replica's traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
