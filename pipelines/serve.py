@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -21,6 +22,8 @@ from pipelines.storage import on_disk
 
 NEEDED = ("fastapi", "starlette", "uvicorn")
 """What `ray[serve]` brings that Ray itself does without."""
+PATIENCE_SECONDS = 45.0
+"""Between lines about a start that takes long; Ray itself calls it so after 30."""
 LOOK_SECONDS = 2.0
 """Between looks at how the application is."""
 
@@ -43,9 +46,9 @@ def serve(config: ServeConfig, log: Callable[[str], None] = print) -> None:
             _watch(log)
 
 
-def check_installed() -> None:
+def check_installed(needed: Iterable[str] = NEEDED) -> None:
     """Raises InputError where Ray Serve is not installed."""
-    if absent := [name for name in NEEDED if find_spec(name) is None]:
+    if absent := [name for name in needed if find_spec(name) is None]:
         raise InputError(f"ray[serve] is not installed (no {absent[0]}); install msrcnn[serve]")
 
 
@@ -60,11 +63,10 @@ def serving(config: ServeConfig, log: Callable[[str], None]) -> Iterator[str]:
 
     from pipelines.serving import NAME, application
 
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a line for every change of state
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # otherwise a line for every change of state
     there = bool(ray_serve.status().proxies)
     if there:
-        log("Ray Serve runs on this cluster already: the application joins it, on that one's --host and --port")
+        log("Ray Serve runs on this cluster already: the application joins it, with its host and port")
     else:
         _check_port(config)
         ray_serve.start(http_options={"host": config.host, "port": config.port})
@@ -72,10 +74,11 @@ def serving(config: ServeConfig, log: Callable[[str], None]) -> Iterator[str]:
     url = f"http://{config.host}:{config.port}"
     try:
         try:
-            ray_serve.run(application(config), name=NAME, route_prefix="/")
+            with _telling(log):
+                ray_serve.run(application(config), name=NAME, route_prefix="/")
         except RuntimeError as error:
             raise InputError(f"the service does not come up: {_reason(error)}; see the cluster's logs") from error
-        log(f"serving at {url}; Ctrl-C ends it")
+        log("serving; Ctrl-C ends it" if there else f"serving at {url}; Ctrl-C ends it")
         yield url
     finally:
         log("ending the service")
@@ -99,6 +102,30 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _telling(log: Callable[[str], None]) -> Iterator[None]:
+    """Says now and then, in the block, what a start that takes long waits for."""
+    from ray import serve as ray_serve
+
+    from pipelines.serving import NAME
+
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(PATIENCE_SECONDS):
+            starting = ray_serve.status().applications.get(NAME)
+            for deployment in starting.deployments.values() if starting else ():
+                log(f"not up yet: {_line(deployment.message) or deployment.status.value}")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
 def _watch(log: Callable[[str], None]) -> None:
     """Says how the application is whenever that changes."""
     from ray import serve as ray_serve
@@ -112,7 +139,7 @@ def _watch(log: Callable[[str], None]) -> None:
         if seen is None:
             raise InputError("the service was taken down by somebody else; start it again")
         if (now := str(seen.status.value)) != shown:
-            log(f"service: {now.lower()} {' '.join(seen.message.split())[:200]}".rstrip())
+            log(f"service: {now.lower()} {_line(seen.message)}".rstrip())
             shown = now
 
 
@@ -139,6 +166,11 @@ def _check_port(config: ServeConfig) -> None:
         except OSError as error:
             raise InputError(f"--host {config.host} --port {config.port}: cannot be listened on ({error.strerror}); "
                              "choose another --port") from None  # fmt: skip
+
+
+def _line(message: str) -> str:
+    """A message of Ray's in a line."""
+    return " ".join(message.split())[:300]
 
 
 def _reason(error: Exception) -> str:

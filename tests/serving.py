@@ -74,6 +74,11 @@ def many(asking: Callable[[bytes], Any], sent: Sequence[bytes], clients: int = C
         return list(zip(places, threads.map(lambda place: asking(sent[place]), places), strict=True))
 
 
+def rows_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The detections that Ray Serve answers, as `same` takes them."""
+    return [row | {"counts": row["rle"]["counts"]} for row in answer["detections"]]
+
+
 def same(found: Prediction, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether an answer's detections, with `box` and `counts`, are these to the last bit."""
 

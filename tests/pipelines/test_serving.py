@@ -13,7 +13,7 @@ from msrcnn import load_model, predict
 from pipelines.serving_options import ServeConfig
 from tests import serving
 from tests.mlflow_server import free_port
-from tests.serving import ask, huge_png, many, same
+from tests.serving import CLIENTS, ask, huge_png, many, rows_of, same
 from tests.tiny import SIDE, shape_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
@@ -34,10 +34,6 @@ def url(model, ray_session):  # noqa: ARG001  the cluster must be up
     with served(ServeConfig(model, max_mb=MOST / 1e6, queue=QUEUE, port=free_port()), lines.append) as address:
         assert lines == [f"starting 1 of {model}", f"serving at {address}; Ctrl-C ends it"]
         yield address
-
-
-def rows_of(answer: dict) -> list[dict]:
-    return [row | {"counts": row["rle"]["counts"]} for row in answer["detections"]]
 
 
 def test_a_hundred_at_once_get_what_predict_finds(model, url):
@@ -129,9 +125,9 @@ def test_a_body_of_no_stated_size(url):
 def test_too_many_are_told_so_and_the_others_are_answered(model, url):
     """More at once than a replica takes and its queue holds: some are refused, the rest get their detections."""
     file = io.BytesIO()
-    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).resize((2000, 2000)).save(file, "PNG")
+    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).resize((500, 500)).save(file, "PNG")
     (found,) = predict(load_model(model), file.getvalue())
-    answers = [answer for _, answer in many(lambda data: ask(f"{url}/detect", data), [file.getvalue()], 3 * QUEUE)]
+    answers = [answer for _, answer in many(lambda data: ask(f"{url}/detect", data), [file.getvalue()], 2 * CLIENTS)]
     assert {status for status, _ in answers} == {200, 503}
     assert all(same(found, rows_of(answer)) for status, answer in answers if status == 200)
     assert ask(f"{url}/health")[0] == 200
