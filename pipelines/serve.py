@@ -82,9 +82,8 @@ def serving(config: ServeConfig, log: Callable[[str], None]) -> Iterator[str]:
         yield url
     finally:
         log("ending the service")
-        if there:
-            ray_serve.delete(NAME)
-        else:
+        ray_serve.delete(NAME)  # waits for the replicas to finish what they do; a shutdown alone would cut them off
+        if not there:
             ray_serve.shutdown()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tests import serving
 from tests.commands import Command, processes
 from tests.mlflow_server import free_port
 from tests.ray_nodes import ROOT
-from tests.serving import ask, rows_of, same
+from tests.serving import ask, many, rows_of, same
 from tests.tiny import shape_image
 
 
@@ -138,17 +138,22 @@ def test_a_service_until_it_is_ended(model, tmp_path, number, code):
     command.start()
     command.wait_for("serving at ")
     data = shape_image(0)[0]
-    answers: list[tuple[int, dict]] = []
-    clients = [threading.Thread(target=lambda: answers.append(ask(f"{command.url}/detect", data))) for _ in range(8)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    assert {status for status, _ in answers} == {200}
     (found,) = predict(load_model(model), data)
-    assert all(same(found, rows_of(answer)) for _, answer in answers)
+    for _, (status, answer) in many(lambda image: ask(f"{command.url}/detect", image), [data], 20):
+        assert (status, same(found, rows_of(answer))) == (200, True)
+    begun = http.client.HTTPConnection(command.url.removeprefix("http://"), timeout=60)
+    begun.putrequest("POST", "/detect")
+    begun.putheader("Content-Length", str(len(data)))
+    begun.endheaders(data[:100])
+    time.sleep(1)
     assert command.driver is not None
-    os.kill(command.driver.pid, number)
+    send = os.killpg if number == signal.SIGINT else os.kill  # a terminal interrupts all that it has started
+    send(command.driver.pid, number)
+    command.wait_for("ending the service")
+    time.sleep(1)
+    begun.send(data[100:])
+    answered = begun.getresponse()
+    assert (answered.status, same(found, rows_of(json.loads(answered.read())))) == (200, True)
     assert command.finish() == code
     assert command.log().splitlines() == [
         f"starting 2 of {model}", f"serving at {command.url}; Ctrl-C ends it", "ending the service",
