@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -40,9 +41,10 @@ def serve(config: ServeConfig, log: Callable[[str], None] = print) -> None:
     weights, _ = find_model(config.model)
     with on_disk(weights) as path:
         load_model(path)  # what is wrong with it is said here in one line, not by each replica
-    with terminable(), connect(config.address):
+    local = (config.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    with connect(config.address), terminable():  # in this order: Ray has a handler of its own
         _check_room(config)
-        with serving(config, log):
+        with serving(config, log, ends_with_ray=local):
             _watch(log)
 
 
@@ -53,8 +55,13 @@ def check_installed(needed: Iterable[str] = NEEDED) -> None:
 
 
 @contextmanager
-def serving(config: ServeConfig, log: Callable[[str], None]) -> Iterator[str]:
+def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool = False) -> Iterator[str]:
     """The application on the Ray that this process has joined, for the block's length; gives its URL.
+
+    Args:
+        config: what is served, and where.
+        log: takes lines.
+        ends_with_ray: Ray ends right after the block, and with it what is left of Ray Serve.
 
     Raises:
         InputError: the port is taken, or no replica comes up.
@@ -83,7 +90,7 @@ def serving(config: ServeConfig, log: Callable[[str], None]) -> Iterator[str]:
     finally:
         log("ending the service")
         ray_serve.delete(NAME)  # waits for the replicas to finish what they do; a shutdown alone would cut them off
-        if not there:
+        if not there and not ends_with_ray:
             ray_serve.shutdown()
 
 

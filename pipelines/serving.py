@@ -133,8 +133,9 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     known = [field.name for field in fields(ServiceOptions)]
     if unknown := sorted(set(args) - set(known)):
         raise InputError(f"{unknown[0]}: no such argument of the service; there are {', '.join(known)}")
+    given = {name: str(value) if name == "replicas" else value for name, value in args.items()}
     try:
-        return application(TypeAdapter(ServiceOptions).validate_python(dict(args)))
+        return application(TypeAdapter(ServiceOptions).validate_python(given))
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(str(part) for part in wrong["loc"])

@@ -132,7 +132,7 @@ def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_pat
     said = json.loads(done.stdout.splitlines()[-1])
     assert Path(said["code"]).parts[-3:] == ("code", "msrcnn", "__init__.py")  # the copy that the model came with
     assert (said["ray"], said["pipelines"]) == (False, False)
-    assert imported(said["ours"]) - sys.stdlib_module_names - {"msrcnn"} == {IMPORTS.get(n, n) for n in REQUIREMENTS}
+    assert imported(said["ours"]) - sys.stdlib_module_names - {"msrcnn"} <= {IMPORTS.get(n, n) for n in REQUIREMENTS}
     assert said["none"] == [0, list(OUTPUT)]
     assert all("row 1 of the column 'image'" in error for error in said["errors"][:3])
     assert "100000 x 100000 pixels" in said["errors"][2]

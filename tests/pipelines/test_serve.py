@@ -47,19 +47,19 @@ def model(tmp_path_factory):
     return serving.write_model(tmp_path_factory.mktemp("run"))
 
 
-def argued(model: Path, **arguments: object):
-    return application.app({"model": str(model), **arguments})
+def argued(model: Path, arguments: dict[str, object]):
+    return application.app({"model": str(model)} | arguments)
 
 
 def test_the_application_takes_the_options_by_name(model):
     """As text too: `serve run` has nothing else."""
-    built = argued(model, replicas="1:3", queue="7", gpu="true", cpus=2, batch=4)
+    built = argued(model, {"replicas": "1:3", "queue": "7", "gpu": "true", "cpus": 2, "batch": 4})
     options = built._bound_deployment
     assert options.ray_actor_options == {"num_cpus": 2.0, "num_gpus": 1}
     assert (options.max_queued_requests, options.max_ongoing_requests) == (7, 16 + 2 * 4)
     scale = options._deployment_config.autoscaling_config
     assert (scale.min_replicas, scale.max_replicas, scale.target_ongoing_requests) == (1, 3, 2 * 4)
-    assert argued(model, replicas=2)._bound_deployment.num_replicas == 2
+    assert argued(model, {"replicas": 2})._bound_deployment.num_replicas == 2
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_application_takes_the_options_by_name(model):
 )
 def test_arguments_that_are_not_accepted(model, arguments, says):
     with pytest.raises(InputError, match=says):
-        argued(model, **arguments)
+        argued(model, arguments)
 
 
 def test_no_replica_starts_where_something_is_wrong(tmp_path):
