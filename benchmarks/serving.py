@@ -6,7 +6,8 @@ which sends its next image when it has the answer to its last; clients run on th
 it. `ratio` is the service's requests a second by the images a second of `predict`, `overhead_ms` what the median
 request of a single client takes more than an image does in `predict`, single image by single image.
 
-The command fails where an answer is not what `predict` finds, to the last bit.
+The command fails where an answer is not what `predict` finds: on a CPU to the last bit; on a GPU, where the images that
+share a step vary, in number and category, and in mask scores by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -39,19 +40,21 @@ from benchmarks.measuring import (
 )
 from cluster.session import connect
 from msrcnn import Prediction, load_model, predict
-from msrcnn.config import DataConfig
-from msrcnn.presets import PRESETS
+from msrcnn.presets import PRESETS, Preset
 from msrcnn.weights import save_model
 from pipelines.serve import serving
 from pipelines.serving_http import Wanted, described
 from pipelines.serving_options import ServeConfig
 
+NEARLY = 1e-3
+"""How far mask scores may be apart where other images of a step move the last digits."""
 
-def write_model(folder: Path, data: DataConfig, seed: int) -> Path:
-    """R18-FPN with random weights that find 100 detections in every image, as a finished run."""
-    config = PRESETS["r18-fpn"].model
+
+def write_model(folder: Path, preset: Preset, seed: int) -> Path:
+    """A preset's model with random weights that find 100 detections in every image, as a finished run."""
+    config = preset.model
     categories = [(number, number, f"category {number}") for number in range(1, config.num_classes + 1)]
-    save_model(folder / "model.pt", make_ours(config, True, seed), data, categories)
+    save_model(folder / "model.pt", make_ours(config, True, seed), preset.data, categories)
     return folder / "model.pt"
 
 
@@ -93,33 +96,44 @@ class Clients:
         seconds = self.seconds
         return {"p50_ms": 1e3 * statistics.median(seconds), "p99_ms": 1e3 * seconds[int(0.99 * (len(seconds) - 1))]}
 
-    def differing(self, expected: Sequence[Prediction]) -> int:
+    def differing(self, expected: Sequence[Prediction], exactly: bool) -> int:
         """How many answers are not these."""
-        wanted = [described(found, Wanted()) for found in expected]
-        return sum(answer != of for run in self.rounds for (answer, _), of in zip(run, wanted, strict=True))
+        answers = [one for run in self.rounds for one in zip(run, expected, strict=True)]
+        return sum(not agree(answer, described(found, Wanted()), exactly) for (answer, _), found in answers)
+
+
+def agree(answer: dict[str, Any], wanted: dict[str, Any], exactly: bool) -> bool:
+    """Whether two descriptions of an image's detections are the same, or nearly."""
+    if exactly:
+        return answer == wanted
+    pairs = list(zip(answer["detections"], wanted["detections"], strict=False))
+    return len(answer["detections"]) == len(wanted["detections"]) and all(
+        a["category"] == b["category"] and abs(a["mask_score"] - b["mask_score"]) <= NEARLY for a, b in pairs
+    )
 
 
 def main() -> int:
     """Entry point."""
     parser = parser_of(__doc__ or "")
     add_device(parser)
-    parser.add_argument("--images", type=int, default=32, help="different ones (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=16, help="different ones (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="at once (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     args = parser.parse_args()
     images, rounds = (8, 2) if args.quick else (args.images, args.rounds)
-    data = DataConfig(200, 333) if args.quick else PRESETS["r18-fpn"].data
+    name = "demo" if args.quick else "r18-fpn"
+    preset = PRESETS[name]
     torch.set_num_threads(1)
     chosen, source = samples(images, args.seed)
     files = [image for image, _ in chosen]
-    print_settings("serving", args.device, images=f"{images}, {source}", resized_to=data, clients=args.clients,
+    print_settings("serving", args.device, images=f"{images}, {source}", preset=name, clients=args.clients,
                    weights="random", rounds=rounds, seed=args.seed)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, connect(address="local"):
-        path = write_model(Path(folder), data, args.seed)
+        path = write_model(Path(folder), preset, args.seed)
         model = load_model(path, args.device)
         expected = predict(model, files)
         config = ServeConfig(path, gpu=args.device.type == "cuda", port=free_port())
-        with serving(config, lambda _: None) as url:
+        with serving(config, lambda _: None, ends_with_ray=True) as url:
             one, many = Clients(url, files, 1), Clients(url, files, args.clients)
             sides: dict[str, Callable[[], object]] = {
                 "predict": lambda: predict(model, files),
@@ -128,19 +142,20 @@ def main() -> int:
                 "clients": many,
             }
             times = time_in_turn(sides, rounds, clock=device_clock(args.device))
-    differing = one.differing(expected) + many.differing(expected)
+    exactly = args.device.type == "cpu"
+    differing = one.differing(expected, exactly) + many.differing(expected, exactly)
     ratio, spread = quotient(times["predict"], times["clients"])
     single = 1e3 * times["predict_single"].median / images
-    for name, timing in times.items():
-        print(f"{name.replace('_', ' ')}: {images / timing.median:.2f} images/s")
+    for side, timing in times.items():
+        print(f"{side.replace('_', ' ')}: {images / timing.median:.2f} images/s")
     print_result(
         "serving", args.device, ratio=ratio, ratio_spread=spread,
         overhead_ms=one.latencies()["p50_ms"] - single,
-        **{f"{name}_images_per_second": images / timing.median for name, timing in times.items()},
-        **{f"one_client_{name}": value for name, value in one.latencies().items()},
-        **{f"clients_{name}": value for name, value in many.latencies().items()},
+        **{f"{side}_images_per_second": images / timing.median for side, timing in times.items()},
+        **{f"one_client_{what}": value for what, value in one.latencies().items()},
+        **{f"clients_{what}": value for what, value in many.latencies().items()},
         **milliseconds(**times), identical=differing == 0, images=images, clients=args.clients,
-        data=[data.short_side, data.long_side], seed=args.seed,
+        preset=name, seed=args.seed,
     )  # fmt: skip
     if differing:
         print(f"serving: {differing} answers are not what predict finds", file=sys.stderr)
