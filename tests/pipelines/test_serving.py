@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import http.client
-import io
+import json
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from msrcnn import load_model, predict
+from pipelines.serving import ONGOING
 from pipelines.serving_options import ServeConfig
 from tests import serving
 from tests.mlflow_server import free_port
-from tests.serving import CLIENTS, ask, huge_png, many, rows_of, same
-from tests.tiny import SIDE, shape_image
+from tests.serving import ask, huge_png, many, rows_of, same
+from tests.tiny import shape_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
 MOST = 200_000
@@ -109,12 +110,20 @@ def test_other_places_and_methods(url):
     )  # fmt: skip
 
 
+def begin(url: str, data: bytes) -> http.client.HTTPConnection:
+    """A request whose body is sent up to its 50th byte."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/detect")
+    connection.putheader("Content-Length", str(len(data)))
+    connection.endheaders(data[:50])
+    return connection
+
+
 def test_a_body_of_no_stated_size(url):
     """Sent in pieces; one that grows too large is refused."""
-    host, port = url.removeprefix("http://").split(":")
     data = shape_image(2)[0]
     for body, status in ((data, 200), (data + bytes(2 * MOST), 413)):
-        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
         pieces = (body[i : i + 10_000] for i in range(0, len(body), 10_000))
         connection.request("POST", "/detect", pieces, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
         answer = connection.getresponse()
@@ -123,11 +132,21 @@ def test_a_body_of_no_stated_size(url):
 
 
 def test_too_many_are_told_so_and_the_others_are_answered(model, url):
-    """More at once than a replica takes and its queue holds: some are refused, the rest get their detections."""
-    file = io.BytesIO()
-    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).resize((500, 500)).save(file, "PNG")
-    (found,) = predict(load_model(model), file.getvalue())
-    answers = [answer for _, answer in many(lambda data: ask(f"{url}/detect", data), [file.getvalue()], 2 * CLIENTS)]
-    assert {status for status, _ in answers} == {200, 503}
-    assert all(same(found, rows_of(answer)) for status, answer in answers if status == 200)
-    assert ask(f"{url}/health")[0] == 200
+    """Requests of which half is sent fill the replica and the queue; who goes makes room."""
+    data = shape_image(3)[0]
+    (found,) = predict(load_model(model), data)
+    held = [begin(url, data) for _ in range(ONGOING + 2 + QUEUE + 20)]
+    time.sleep(1)
+    assert ask(f"{url}/detect", data)[0] == 503
+    for connection in held[:5]:
+        connection.send(data[50:])
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert same(found, rows_of(json.loads(answer.read())))
+    for connection in held:
+        connection.close()
+    deadline = time.monotonic() + 60
+    while (status := ask(f"{url}/detect", data)[0]) == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert status == 200
