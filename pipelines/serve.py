@@ -8,9 +8,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib import metadata
+
+from packaging.requirements import Requirement
 
 from cluster.room import fitting
 from cluster.session import connect
@@ -21,8 +23,6 @@ from pipelines.run_directory import find_model
 from pipelines.serving_options import ServeConfig
 from pipelines.storage import on_disk
 
-NEEDED = ("fastapi", "starlette", "uvicorn")
-"""What `ray[serve]` brings that Ray itself does without."""
 PATIENCE_SECONDS = 45.0
 """Between lines about a start that takes long; Ray itself calls it so after 30."""
 LOOK_SECONDS = 2.0
@@ -48,10 +48,17 @@ def serve(config: ServeConfig, log: Callable[[str], None] = print) -> None:
             _watch(log)
 
 
-def check_installed(needed: Iterable[str] = NEEDED) -> None:
-    """Raises InputError where Ray Serve is not installed."""
-    if absent := [name for name in needed if find_spec(name) is None]:
-        raise InputError(f"ray[serve] is not installed (no {absent[0]}); install msrcnn[serve]")
+def check_installed(extra: str = "serve") -> None:
+    """Raises InputError where something is absent of what an extra of Ray's brings; MLflow brings parts of `serve`."""
+    for line in metadata.requires("ray") or []:
+        needed = Requirement(line)
+        if needed.marker and needed.marker.evaluate({"extra": extra}) and not needed.marker.evaluate({"extra": ""}):
+            try:
+                metadata.version(needed.name)
+            except metadata.PackageNotFoundError:
+                wanted = f"ray[{extra}]"
+                raise InputError(f"{wanted} is not installed (no {needed.name}); install it: pip install "
+                                 f"'{wanted}=={metadata.version('ray')}'") from None  # fmt: skip
 
 
 @contextmanager
