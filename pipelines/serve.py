@@ -29,8 +29,13 @@ LOOK_SECONDS = 2.0
 """Between looks at how the application is."""
 
 
-def serve(config: ServeConfig, log: Callable[[str], None] = print) -> None:
-    """Serves until it is interrupted; what it has begun to answer is answered.
+def say(line: str) -> None:
+    """Prints a line at once, also into a pipe or a file: somebody may wait for it."""
+    print(line, flush=True)
+
+
+def serve(config: ServeConfig, log: Callable[[str], None] = say) -> None:
+    """Serves until it is interrupted; what a replica has begun is still answered.
 
     Raises:
         InputError: the model cannot be used, the cluster has no room, the port is taken, or somebody else takes the
@@ -38,10 +43,12 @@ def serve(config: ServeConfig, log: Callable[[str], None] = print) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     check_installed()
+    import ray
+
     weights, _ = find_model(config.model)
     with on_disk(weights) as path:
         load_model(path)  # what is wrong with it is said here in one line, not by each replica
-    local = (config.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    local = not ray.is_initialized() and (config.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     with connect(config.address), terminable():  # in this order: Ray has a handler of its own
         _check_room(config)
         with serving(config, log, ends_with_ray=local):
