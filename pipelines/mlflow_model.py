@@ -88,7 +88,7 @@ def _save(folder: Path, model: Path, run_id: str, logged: LoggedModel) -> None:
     """Writes the model as MLflow keeps it, with its code, into `folder`."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, Schema
+    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     def schema(columns: dict[str, str]) -> Schema:
         return Schema([ColSpec(DataType[kind], name) for name, kind in columns.items()])
@@ -102,7 +102,9 @@ def _save(folder: Path, model: Path, run_id: str, logged: LoggedModel) -> None:
         python_model=str(CODE),
         artifacts={"weights": str(model)},
         code_paths=[str(Path(msrcnn.__file__).parent)],
-        signature=ModelSignature(schema({"image": "binary"}), schema(OUTPUT)),
+        signature=ModelSignature(
+            schema({"image": "binary"}), schema(OUTPUT), ParamSchema([ParamSpec("min_score", DataType.double, None)])
+        ),
         pip_requirements=requirements(),
         mlflow_model=described,
     )

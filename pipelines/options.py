@@ -11,15 +11,15 @@ from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
 from pipelines.scoring_options import ReportOptions
 
 
-def worker_range(workers: str) -> tuple[int, int]:
-    """Fewest and most workers that `--workers` asks for.
+def worker_range(workers: str, option: str = "--workers") -> tuple[int, int]:
+    """Fewest and most processes that an option asks for.
 
     Raises:
         InputError: it is neither a number from 1 nor MIN:MAX.
     """
     low, _, high = str(workers).partition(":")
     good = low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)
-    require(good, "--workers", workers, "a number from 1, or MIN:MAX")
+    require(good, option, workers, "a number from 1, or MIN:MAX")
     return int(low), int(high or low)
 
 

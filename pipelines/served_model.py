@@ -6,16 +6,20 @@ loaded. So it imports nothing of the project but that package.
 
 from __future__ import annotations
 
+import math
+import re
+from threading import Lock
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PythonModel
 
 from msrcnn import Prediction, load_model
 from msrcnn.data.decoding import ImageError
-from msrcnn.errors import InputError
 from msrcnn.prediction import predictions
 
 IMAGE = "image"
@@ -26,6 +30,10 @@ TYPES: dict[str, str] = {
     "width": "int64", "rle": "object",
 }  # fmt: skip
 """The columns of the answer; one row a detection, best mask score first in each image."""
+MIN_SCORE = "min_score"
+"""The parameter: the least mask score of a detection; all are answered if absent."""
+BASE64 = re.compile(rb"[A-Za-z0-9+/]{60,}")
+"""How text begins that MLflow has not decoded: it does so for data frames, not for `inputs` and `instances`."""
 
 
 class ServedModel(PythonModel):
@@ -34,23 +42,30 @@ class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Reads the weights; on a GPU if there is one."""
         self.model = load_model(context.artifacts["weights"], "cuda" if torch.cuda.is_available() else "cpu")
+        self.turn = Lock()  # MLflow's server calls from many threads, and memory is counted for one image at a time
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """The detections in each image of the column `image`, as `TYPES`; no rows for an image without any.
 
         Raises:
-            InputError: an image cannot be decoded; the message names its row, counted from 0.
+            MlflowException: an image cannot be decoded, named by its row, counted from 0, or the parameter is no
+                score. MLflow's server answers it with status 400.
         """
+        least = (params or {}).get(MIN_SCORE)
+        if least is not None and not math.isfinite(least):
+            raise _refused(f"{MIN_SCORE} = {least} is not accepted; it must be a number")
         images = list(model_input[IMAGE])
         for row, image in enumerate(images):
             if not isinstance(image, (bytes, bytearray)):
-                raise InputError(f"{_where(row)}: a {type(image).__name__}, expected the bytes of an image file")
+                raise _refused(f"{_where(row)}: a {type(image).__name__}, expected the bytes of an image file")
         rows: list[dict[str, Any]] = []
         named = map(_where, range(len(images)))
-        for row, found in enumerate(predictions(self.model, map(bytes, images), named)):
-            if isinstance(found, ImageError):
-                raise InputError(str(found))
-            rows += detection_columns(row, found)
+        with self.turn:
+            for row, found in enumerate(predictions(self.model, map(bytes, images), named)):
+                if isinstance(found, ImageError):
+                    encoded = "; it is base64, which dataframe_split and dataframe_records take"
+                    raise _refused(f"{found}{encoded if BASE64.match(images[row]) else ''}")
+                rows += detection_columns(row, found if least is None else found.above(least))
         return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
 
 
@@ -68,6 +83,10 @@ def detection_columns(row: int, found: Prediction) -> list[dict[str, Any]]:
             found.maskious.tolist(), found.mask_scores.tolist(), found.rles, strict=True,
         )
     ]  # fmt: skip
+
+
+def _refused(reason: str) -> MlflowException:
+    return MlflowException(reason, error_code=BAD_REQUEST)
 
 
 def _where(row: int) -> str:

@@ -64,6 +64,10 @@ VERBS = {
     "export": Verb(
         "write stored detections as COCO results", "pipelines.scoring_options:ExportConfig", "pipelines.export:export"
     ),
+    "serve": Verb(
+        "answer images sent over HTTP with their detections", "pipelines.serving_options:ServeConfig",
+        "pipelines.serve:serve",
+    ),
     "doctor": Verb(
         "check a cluster before a long job: nodes, room, storage, shards", "pipelines.doctor_options:DoctorConfig",
         "pipelines.doctor:doctor_exit",

@@ -13,6 +13,8 @@ from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is against bombs; here no image is decoded that is not of the stated size
+PROGRAMS = ("EPS",)
+"""Formats of which an image is a program, which pillow has another process run; not taken from anyone."""
 ORIENTATION = 0x0112
 """The EXIF tag of how a camera was held: 1 upright, 2 to 8 turned or mirrored."""
 MAX_PIXELS = 1 << 28
@@ -43,7 +45,7 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
       detectron2's readers. CMYK is converted by pillow without a colour profile. Of animations, the first frame.
 
     Args:
-        data: PNG, JPEG, WebP or whatever else pillow reads.
+        data: PNG, JPEG, WebP or whatever else pillow itself reads.
         height: what the image is stated to have, in pixels.
         width: likewise.
         where: names the image in errors.
@@ -53,6 +55,8 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format in PROGRAMS:
+                raise ValueError(f"{image.format} is not taken")
             if (image.height, image.width) == (height, width) or _turned(image) == (height, width):
                 return _rgb(_upright(image, height, width))
             found = (image.width, image.height)

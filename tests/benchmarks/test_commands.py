@@ -117,3 +117,15 @@ def test_scaling() -> None:
         found["2_worker_images_per_second"] / (2 * found["1_worker_images_per_second"]), rel=1e-2
     )
     assert 0 < found["efficiency"] < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_serving() -> None:
+    found = figures(run("serving"))
+    assert found["identical"]
+    assert found["ratio"] == pytest.approx(
+        found["clients_images_per_second"] / found["predict_images_per_second"], rel=0.5
+    )
+    assert 0 < found["one_client_p50_ms"] <= found["one_client_p99_ms"]
+    assert found["one_client_p50_ms"] < found["clients_p50_ms"] <= found["clients_p99_ms"]

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ import jsonschema
 import pytest
 import yaml
 
+from pipelines.options import worker_range
+from pipelines.serving_options import ServiceOptions
 from pipelines.verbs import VERBS, parse
 from tests.commands import ROOT
 
 FOLDER = ROOT / "cluster" / "kuberay"
 JOBS = {"train-gpu": "train", "evaluate-cpu": "evaluate", "sweep": "sweep"}
-OVERLAYS = [*JOBS, "cluster"]
+OVERLAYS = [*JOBS, "cluster", "serve-gpu"]
+KINDS = {"cluster": "RayCluster", "serve-gpu": "RayService"}
+CLUSTERS = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+"""Where in its specification a kind has the cluster's."""
 SCHEMA = json.loads((Path(__file__).parent / "kuberay_schema.json").read_text())
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 REFERENCES = ("secretKeyRef", "secretRef", "secretName", "key")
@@ -51,11 +57,12 @@ def manifests(overlay: str) -> dict[str, Manifest]:
 
 
 def ray_manifest(overlay: str) -> Manifest:
-    return copy.deepcopy(manifests(overlay)["RayJob" if overlay in JOBS else "RayCluster"])
+    return copy.deepcopy(manifests(overlay)[KINDS.get(overlay, "RayJob")])
 
 
 def cluster_of(manifest: Manifest) -> Manifest:
-    return manifest["spec"]["rayClusterSpec"] if manifest["kind"] == "RayJob" else manifest["spec"]
+    place = CLUSTERS.get(manifest["kind"])
+    return manifest["spec"][place] if place else manifest["spec"]
 
 
 def pods(manifest: Manifest) -> Iterator[Manifest]:
@@ -84,7 +91,7 @@ def test_all_files_are_yaml_and_every_overlay_is_tested() -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_what_kuberay_takes(overlay: str) -> None:
     found = manifests(overlay)
-    assert set(found) == {"ServiceAccount", "ConfigMap", "RayJob" if overlay in JOBS else "RayCluster"}
+    assert set(found) == {"ServiceAccount", "ConfigMap", KINDS.get(overlay, "RayJob")}
     jsonschema.validate(ray_manifest(overlay), SCHEMA, jsonschema.Draft202012Validator)
     cluster = cluster_of(ray_manifest(overlay))
     version = re.search(r"^ray==(\S+)", (ROOT / "cluster" / "requirements.lock").read_text(), re.MULTILINE)
@@ -295,3 +302,27 @@ def test_the_cluster_has_what_the_commands_ask_for() -> None:
     cpu = group_of(manifest, "cpu")
     assert cpu["minReplicas"] < cpu["replicas"] == cpu["maxReplicas"]
     assert "nvidia" not in render("evaluate-cpu")
+
+
+@needs_kustomize
+def test_the_service_is_ours_and_has_its_nodes() -> None:
+    """Its configuration names our application with arguments that we take; each replica has a node of its own."""
+    from pydantic import TypeAdapter
+
+    spec = ray_manifest("serve-gpu")["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    (served,) = config["applications"]
+    assert served.keys() == {"name", "route_prefix", "import_path", "args"}
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}  # where KubeRay's services lead
+    module, _, function = served["import_path"].partition(":")
+    assert f"\ndef {function}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    assert {*served["args"]} <= {field.name for field in fields(ServiceOptions)}
+    options = TypeAdapter(ServiceOptions).validate_python(served["args"])
+    assert str(options.model).startswith("s3://")
+    gpu = group_of(ray_manifest("serve-gpu"), "gpu")
+    assert options.gpu
+    assert worker_range(options.replicas) == (gpu["minReplicas"], gpu["maxReplicas"])
+    assert [group["groupName"] for group in cluster_of(ray_manifest("serve-gpu"))["workerGroupSpecs"]] == ["gpu"]
+    misspelt = ray_manifest("serve-gpu")
+    misspelt["spec"]["serveConfig"] = misspelt["spec"].pop("serveConfigV2")
+    assert refused(misspelt)

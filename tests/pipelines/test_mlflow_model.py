@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import ast
 import json
 import os
 import pickletools
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
@@ -15,19 +16,20 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from PIL import Image
 
 from msrcnn.data.batching import make_batch
 from msrcnn.errors import InputError
 from msrcnn.masks import paste_and_encode
 from msrcnn.rows import ImageTruth
 from msrcnn.weights import save_model
-from pipelines.mlflow_model import OUTPUT, log_model
+from pipelines.mlflow_model import CODE, OUTPUT, REQUIREMENTS, log_model
 from pipelines.tracking import Tracker
 from tests.mlflow_server import Server
+from tests.serving import CATEGORIES, turned_jpeg
 from tests.tiny import DATA, SIDE, detections_of, make_model, shape_image
 
-CATEGORIES = ((1, 5, "disk"), (2, 7, "ring"), (3, 9, "star"))
+IMPORTS = {"pillow": "PIL"}
+"""Where a package's name and that of its module differ."""
 ELSEWHERE = """
 import json, struct, sys, zlib
 from pathlib import Path
@@ -54,7 +56,8 @@ for wrong in (b"no image", images[0][:100], huge, "text"):
     except Exception as error:
         errors.append(str(error))
 print(json.dumps({
-    "code": msrcnn.__file__, "ray": "ray" in sys.modules, "pipelines": "pipelines" in sys.modules, "errors": errors,
+    "code": msrcnn.__file__, "ours": [name for name in sys.modules if name.partition(".")[0] == "msrcnn"],
+    "ray": "ray" in sys.modules, "pipelines": "pipelines" in sys.modules, "errors": errors,
     "rows": found.to_dict("records"), "none": [len(none), list(none.columns)],
 }))
 """
@@ -71,13 +74,16 @@ def address(request, tmp_path):
     server.kill()
 
 
-def turned_jpeg(path: Path) -> None:
-    """A lying image, stored standing with the EXIF tag that says so."""
-    data, _ = shape_image(1)
-    image = Image.open(io.BytesIO(data)).crop((0, 0, SIDE, 64)).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    image.save(path, "JPEG", exif=exif, quality=95)
+def imported(modules: list[str]) -> set[str]:
+    """Top-level names of all that these modules and the served model's own code import."""
+    sources = [CODE, *(Path(str(find_spec(name).origin)) for name in modules)]
+    names = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text()))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    return names
 
 
 def expected_rows(model: torch.nn.Module, position: int, data: bytes, height: int, width: int) -> list[dict]:
@@ -105,7 +111,7 @@ def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_pat
     save_model(tmp_path / "model.pt", model, DATA, CATEGORIES)
     images = [tmp_path / "upright.png", tmp_path / "turned.jpg"]
     images[0].write_bytes(shape_image(0)[0])
-    turned_jpeg(images[1])
+    images[1].write_bytes(turned_jpeg())
     before = mlflow.get_tracking_uri()
     tracker = Tracker(address, "study")
 
@@ -126,6 +132,7 @@ def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_pat
     said = json.loads(done.stdout.splitlines()[-1])
     assert Path(said["code"]).parts[-3:] == ("code", "msrcnn", "__init__.py")  # the copy that the model came with
     assert (said["ray"], said["pipelines"]) == (False, False)
+    assert imported(said["ours"]) - sys.stdlib_module_names - {"msrcnn"} <= {IMPORTS.get(n, n) for n in REQUIREMENTS}
     assert said["none"] == [0, list(OUTPUT)]
     assert all("row 1 of the column 'image'" in error for error in said["errors"][:3])
     assert "100000 x 100000 pixels" in said["errors"][2]

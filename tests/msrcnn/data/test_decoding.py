@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from msrcnn.data.decoding import ORIENTATION, ImageError, decode_image
+from msrcnn.data.decoding import ORIENTATION, ImageError, decode_image, decode_unstated
 from msrcnn.data.rejected import Reason
 
 HEIGHT, WIDTH = 20, 30
@@ -191,3 +193,21 @@ def test_another_size_is_its_own_reason() -> None:
     assert caught.value.reason == Reason.IMAGE_SIZE
     sent = pickle.loads(pickle.dumps(caught.value))  # as from a training worker to the driver
     assert (type(sent), str(sent), sent.reason) == (ImageError, str(caught.value), Reason.IMAGE_SIZE)
+
+
+def test_no_image_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS file is PostScript, which pillow would hand to Ghostscript: a stranger's program on this machine."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for again
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    with Image.open(io.BytesIO(file.getvalue())) as image, pytest.raises((OSError, ValueError)):
+        image.load()
+    assert (tmp_path / "ran").exists()  # what pillow does with it
+    (tmp_path / "ran").unlink()
+    with pytest.raises(ImageError, match=r"a\.eps: not a readable image \(EPS is not taken\)"):
+        decode_unstated(file.getvalue(), "a.eps")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,152 @@
+"""A model behind Ray Serve answers as `predict` does, whoever else asks; what is wrong with a request is said."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+
+import numpy as np
+import pytest
+
+from msrcnn import load_model, predict
+from pipelines.serving import ONGOING
+from pipelines.serving_options import ServeConfig
+from tests import serving
+from tests.mlflow_server import free_port
+from tests.serving import ask, huge_png, many, rows_of, same
+from tests.tiny import shape_image
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
+MOST = 200_000
+QUEUE = 90
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return serving.write_model(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def url(model, ray_session):  # noqa: ARG001  the cluster must be up
+    from pipelines.serve import serving as served
+
+    lines: list[str] = []
+    with served(ServeConfig(model, max_mb=MOST / 1e6, queue=QUEUE, port=free_port()), lines.append) as address:
+        assert lines == [f"starting 1 of {model}", f"serving at {address}; Ctrl-C ends it"]
+        yield address
+
+
+def test_a_hundred_at_once_get_what_predict_finds(model, url):
+    files = serving.images()
+    expected = predict(load_model(model), files)
+    assert {len(found) for found in expected} != {0}
+    for place, (status, answer) in many(lambda data: ask(f"{url}/detect", data, "image/png"), files):
+        found = expected[place]
+        assert (status, answer["height"], answer["width"]) == (200, found.height, found.width)
+        assert same(found, rows_of(answer))
+        assert all(row["rle"]["size"] == [found.height, found.width] for row in answer["detections"])
+
+
+def test_least_score_and_polygons(model, url):
+    data = shape_image(0)[0]
+    (found,) = predict(load_model(model), data)
+    least = float(np.median(found.mask_scores))
+    fewer = found.above(least)
+    assert 0 < len(fewer) < len(found)
+    status, answer = ask(f"{url}/detect?min_score={least!r}", data)
+    assert status == 200
+    assert same(fewer, rows_of(answer))
+    status, answer = ask(f"{url}/detect?polygons=1&min_score={least!r}", data)
+    assert status == 200
+    assert {*answer["detections"][0]} == {
+        "category_id", "category", "box", "class_score", "maskiou", "mask_score", "polygons",
+    }  # fmt: skip
+    rings = [[ring.tolist() for ring in of] for of in fewer.polygons()]
+    assert [row["polygons"] for row in answer["detections"]] == rings
+
+
+def test_what_it_says_of_itself(model, url):
+    status, about = ask(url)
+    assert status == 200
+    assert about["model"].endswith(str(model))
+    assert about["categories"] == [{"id": i, "name": name} for _, i, name in serving.CATEGORIES]
+    assert (about["device"], about["images_a_step"], about["max_bytes"]) == ("cpu", 1, MOST)
+    assert ask(f"{url}/health") == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "kind", "status", "says"),
+    [
+        ("", b"no image", "image/png", 400, "the image: not a readable image (no known image format)"),
+        ("", b"", "image/png", 400, "the image: not a readable image (the file is empty"),
+        ("", shape_image(0)[0][:500], "image/png", 400, "the image: not a readable image (500 bytes"),
+        ("", huge_png(), "image/png", 400, "100000 x 100000 pixels, at most"),
+        ("", b"/etc/passwd", "text/plain", 400, "not a readable image"),
+        ("", b'{"image": ""}', "application/json", 400, "send the bytes of an image file as the body"),
+        ("", b"--x", "multipart/form-data; boundary=x", 400, "content type multipart/form-data: send the bytes"),
+        ("", bytes(MOST + 1), "image/png", 413, f"the image: {MOST + 1} bytes, at most {MOST} are taken"),
+        ("", bytes(50 * MOST), "image/png", 413, f"at most {MOST} are taken; send a smaller file"),
+        ("?min_score=high", b"", "image/png", 400, "min_score = 'high' is not accepted; it must be a number"),
+        ("?min_score=nan", b"", "image/png", 400, "min_score = 'nan' is not accepted; it must be a number"),
+        ("?polygons=2", b"", "image/png", 400, "polygons = '2' is not accepted; it must be 0 or 1"),
+        ("?least=1", b"", "image/png", 400, "no parameter 'least'; there are min_score and polygons"),
+        ("?min_score=0&min_score=1", b"", "image/png", 400, "min_score is given twice"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_a_line(url, query, body, kind, status, says):
+    got, answer = ask(f"{url}/detect{query}", body, kind)
+    assert (got, [*answer]) == (status, ["error"])
+    assert says in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+def test_other_places_and_methods(url):
+    assert ask(f"{url}/detect")[0] == 405
+    assert ask(f"{url}/health", b"x")[0] == 405
+    status, answer = ask(f"{url}/etc/passwd")
+    assert (status, answer["error"]) == (
+        404, "/etc/passwd: nothing is here; there are GET /, GET /health and POST /detect",
+    )  # fmt: skip
+
+
+def begin(url: str, data: bytes) -> http.client.HTTPConnection:
+    """A request whose body is sent up to its 50th byte."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/detect")
+    connection.putheader("Content-Length", str(len(data)))
+    connection.endheaders(data[:50])
+    return connection
+
+
+def test_a_body_of_no_stated_size(url):
+    """Sent in pieces; one that grows too large is refused."""
+    data = shape_image(2)[0]
+    for body, status in ((data, 200), (data + bytes(2 * MOST), 413)):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        pieces = (body[i : i + 10_000] for i in range(0, len(body), 10_000))
+        connection.request("POST", "/detect", pieces, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+        answer = connection.getresponse()
+        assert answer.status == status, answer.read()
+        connection.close()
+
+
+def test_too_many_are_told_so_and_the_others_are_answered(model, url):
+    """Requests of which half is sent fill the replica and the queue; who goes makes room."""
+    data = shape_image(3)[0]
+    (found,) = predict(load_model(model), data)
+    held = [begin(url, data) for _ in range(ONGOING + 2 + QUEUE + 20)]
+    time.sleep(1)
+    assert ask(f"{url}/detect", data)[0] == 503
+    for connection in held[:5]:
+        connection.send(data[50:])
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert same(found, rows_of(json.loads(answer.read())))
+    for connection in held:
+        connection.close()
+    deadline = time.monotonic() + 60
+    while (status := ask(f"{url}/detect", data)[0]) == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert status == 200
