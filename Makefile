@@ -54,8 +54,8 @@ lint: $(INSTALLED)
 # After a change of dependencies in pyproject.toml: for development, and with the same versions for the image.
 lock: $(INSTALLED)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra optuna --extra launcher pyproject.toml \
-		--constraints requirements.lock -o cluster/requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra optuna --extra launcher --extra video \
+		pyproject.toml --constraints requirements.lock -o cluster/requirements.lock
 
 clean:
 	rm -rf $(DEMO)
