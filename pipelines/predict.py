@@ -20,7 +20,7 @@ from msrcnn.errors import InputError
 from msrcnn.weights import load_model
 from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, prepare, sha256_of
 from pipelines.predict_inputs import Source, find_sources
-from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, images_in, parts_of
+from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, expected_images, parts_of
 from pipelines.predict_options import PredictConfig
 from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
 from pipelines.progress import Progress, duration
@@ -93,12 +93,12 @@ def _run_here(job: PredictJob, parts: Sequence[Part], log: Callable[[str], None]
     if not parts:
         return []
     predictor = Predictor(job, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    expected = [images_in(part) for part in parts]
-    progress, infos = Progress(sum(expected), log), []
-    for part, count in zip(parts, expected, strict=True):
+    expected = expected_images(parts)
+    progress, infos = Progress(sum(expected.values()), log), []
+    for part in parts:
         before = progress.done
         infos.append(predictor.run(part, progress.add))
-        progress.expect(progress.total + progress.done - before - count)
+        progress.expect(progress.total + progress.done - before - expected[part.number])
     return infos
 
 

@@ -17,7 +17,7 @@ from pipelines.inference import DONE_ROW
 from pipelines.job_rows import job_rows
 from pipelines.pool import Pool
 from pipelines.predict_inputs import Source
-from pipelines.predict_job import Part, PredictJob, Predictor, images_in
+from pipelines.predict_job import Part, PredictJob, Predictor, expected_images
 from pipelines.progress import Progress
 
 
@@ -66,7 +66,7 @@ def run_parts(
         batch_format="pyarrow",
         **share,
     )
-    expected = {part.number: images_in(part) for part in parts}
+    expected = expected_images(parts)
     infos, progress = [], Progress(sum(expected.values()), log)
     for row in job_rows(rows):
         row.pop("seconds")

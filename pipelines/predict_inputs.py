@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from pyarrow import fs
 
@@ -71,7 +73,11 @@ def find_sources(given: Iterable[str | Path], out: Location) -> list[Source]:
     found: dict[tuple[str, str], str] = {}
     own = f"{out.path}/" if out.local is not None else None
     for text in map(str, given):
-        new = list(_matches(text) if _is_pattern(text) else _behind(locate(text)))
+        try:
+            new = list(_matches(text) if _is_pattern(text) else _behind(locate(text)))
+        except UnicodeError:
+            shown = text.encode(errors="replace").decode()
+            raise InputError(f"{shown}: a file name there is not UTF-8; rename the file") from None
         if own is not None:
             new = [one for one in new if not f"{one.folder}/".startswith(own)]
         if not new:
@@ -104,10 +110,31 @@ def _behind(place: Location) -> Iterator[Source]:
 
 def _below(folder: Location, recursive: bool) -> list[str]:
     """Names of the files in a folder, relative to it, sorted; without hidden ones."""
-    infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=recursive))
-    start = len(folder.path.rstrip("/")) + 1
-    names = [info.path[start:] for info in infos if info.type == fs.FileType.File]
+    if folder.local is not None:
+        names = [str(path.relative_to(folder.local)) for path in _walked(folder.local)]
+        "".join(names).encode()  # a UnicodeError where one is no text
+    else:
+        infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=recursive))
+        start = len(folder.path.rstrip("/")) + 1
+        names = [info.path[start:] for info in infos if info.type == fs.FileType.File]
     return sorted((n for n in names if not any(part.startswith(".") for part in n.split("/"))), key=_order)
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """The files below a local folder. Links are followed, but no folder is entered twice."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    entered = set()
+    for base, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(base)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        yield from (Path(base) / file for file in files)
 
 
 def _matches(text: str) -> Iterator[Source]:

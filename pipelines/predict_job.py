@@ -80,8 +80,13 @@ def parts_of(sources: Sequence[Source]) -> list[Part]:
     return [Part(number, tuple(group)) for number, group in enumerate(groups)]
 
 
-def images_in(part: Part) -> int:
-    """How many images a part has; about, if it is a video."""
+def expected_images(parts: Sequence[Part]) -> dict[int, int]:
+    """How many images parts have, by their numbers; about, where one is a video."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip((part.number for part in parts), pool.map(_expected, parts), strict=True))
+
+
+def _expected(part: Part) -> int:
     if not part.sources[0].is_video:
         return len(part.sources)
     try:
@@ -115,7 +120,7 @@ class Predictor:
         rows = Rows()
         try:
             with ThreadPoolExecutor(DRAWERS) as drawers:
-                drawing = Behind(drawers, 2 * DRAWERS)
+                drawing = Behind(drawers, DRAWERS + 2)
                 if part.sources[0].is_video:
                     self._video(part.sources[0], rows, seen)
                 else:
@@ -128,7 +133,7 @@ class Predictor:
 
     def _images(self, sources: Sequence[Source], rows: Rows, drawing: Behind, seen: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(READERS) as readers:
-            images = Held(ahead(readers, read_image, sources, max(READERS, self.batch)))
+            images = Held(ahead(readers, read_image, sources, self.batch + 2))
             for source, found in zip(sources, predictions(self.model, images, batch=self.batch), strict=True):
                 image = images.taken.popleft()
                 if isinstance(found, ImageError) or isinstance(image, ImageError):

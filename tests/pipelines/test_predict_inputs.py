@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,22 @@ def test_what_gives_nothing_is_named(photos, given, why):
     with pytest.raises(InputError) as raised:
         found("photos", given)
     assert why in str(raised.value)
+
+
+def test_names_that_are_no_text_and_links_in_a_circle(photos):
+    names = found("photos")
+    (photos / "sub" / "loop").symlink_to(photos)
+    assert found("photos") == names
+    (photos.parent / "far").mkdir()
+    (photos.parent / "far" / "z.jpg").touch()
+    (photos / "sub" / "far").symlink_to(photos.parent / "far")
+    assert found("photos") == [*names, "sub/far/z.jpg"]
+    (photos.parent / "linked").symlink_to(photos)
+    assert found("linked/b.jpg", "linked/sub/c.png") == ["b.jpg", "c.png"]
+    Path(os.fsdecode(bytes(photos) + b"/caf\xe9.jpg")).touch()
+    for given in ("photos", "photos/*.jpg"):
+        with pytest.raises(InputError, match=f"^{re.escape(given)}: a file name there is not UTF-8"):
+            found(given)
 
 
 def test_folders_and_patterns_behind_a_url(tmp_path):
