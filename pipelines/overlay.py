@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 FILL = 102
 """How much of a mask's colour covers the image, of 256."""
-FONT_SHARE, LEAST_FONT, MOST_FONT = 1 / 45, 10, 96
+FONT_SHARE, LEAST_FONT, MOST_FONT = 1 / 40, 10, 96
 """Height of the text: this share of the geometric mean of the image's sides, in pixels from least to most."""
 STROKE_SHARE = 1 / 350
 """Width of outlines, likewise, at least 1 pixel."""
+CROWDED = 0.25
+"""Where labels with names would cover more of the image than this, they are scores alone."""
 DARK = 140
 """A colour that is brighter has black text on it."""
 
@@ -38,7 +40,7 @@ class Overlay:
 
     Args:
         category_ids: of the model's categories, in the order of their numbers. A single category's instances have a
-            colour each, or neighbours could not be told apart.
+            colour each, or neighbours could not be told apart, and no name.
     """
 
     def __init__(self, category_ids: Sequence[int]) -> None:
@@ -57,15 +59,20 @@ class Overlay:
         ]
         drawn = Image.fromarray(pixels)
         pen, font = ImageDraw.Draw(drawn), _font(round(min(max(size * FONT_SHARE, LEAST_FONT), MOST_FONT)))
+        names = found.names if self._named(found, font, size) else [""] * len(found.names)
         taken: list[Rect] = []
         for place, (box, colour) in enumerate(zip(reversed(boxes), colours, strict=True)):
-            if label := _fitting(_texts(found, place), box, taken, covered, font):
+            if label := _fitting(_texts(found, place, names[place]), box, taken, covered, font):
                 text, rect = label
                 taken.append(rect)
                 pad = _pad(font)
                 pen.rectangle((rect[0], rect[1], rect[2] - 1, rect[3] - 1), colour)
                 pen.text((rect[0] + pad, (rect[1] + rect[3]) / 2), text, _ink(colour), font, anchor="lm")
         return drawn
+
+    def _named(self, found: Prediction, font: ImageFont.FreeTypeFont, size: float) -> bool:
+        area = sum(font.getlength(f"{name} 0.00") * _height(font) for name in found.names)
+        return len(self._numbers) > 1 and area <= CROWDED * size**2
 
     def _colour(self, place: int, category: int) -> tuple[int, int, int]:
         number = place + 1 if len(self._numbers) == 1 else self._numbers[category]
@@ -88,11 +95,12 @@ def _paint(pixels: np.ndarray, covered: np.ndarray, rle: bytes, colour: tuple[in
     return left, top, left + w, top + h
 
 
-def _texts(found: Prediction, place: int) -> Iterator[tuple[str, bool]]:
+def _texts(found: Prediction, place: int, name: str) -> Iterator[tuple[str, bool]]:
     """What a label may say, the longest first, and whether it is too long for a smaller mask."""
-    name, score = found.names[place], f"{found.mask_scores[place]:.2f}"
-    yield f"{name} {score} = {found.class_scores[place]:.2f} x {found.maskious[place]:.2f}", True
-    yield f"{name} {score}", False
+    score = f"{found.mask_scores[place]:.2f}"
+    named = f"{name} {score}" if name else score
+    yield f"{named} = {found.class_scores[place]:.2f} x {found.maskious[place]:.2f}", True
+    yield named, False
     yield score, False
 
 
@@ -111,8 +119,7 @@ def _fitting(
     """
     if box[0] == box[2]:  # a mask without a pixel
         return None
-    ascent, descent = font.getmetrics()
-    height = ascent + descent
+    height = _height(font)
     for text, long in texts:
         width = math.ceil(font.getlength(text)) + 2 * _pad(font)
         room = covered.shape[1] - width, covered.shape[0] - height
@@ -137,6 +144,12 @@ def _corners(box: Rect, width: int, height: int) -> list[tuple[int, int]]:
 
 def _overlap(a: Rect, b: Rect) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _height(font: ImageFont.FreeTypeFont) -> int:
+    """Of a label."""
+    ascent, descent = font.getmetrics()
+    return ascent + descent
 
 
 def _pad(font: ImageFont.FreeTypeFont) -> int:

@@ -111,6 +111,21 @@ def test_a_label_goes_where_it_hides_least():
     assert rect[1] >= 50
 
 
+def label_pixels(overlay: Overlay, count: int) -> float:
+    """Of a label, on average, where so many small masks are in an image."""
+    size = (400, 400)
+    corners = [(10 + 50 * (i % 8), 20 + 30 * (i // 8)) for i in range(count)]
+    found = prediction(rectangles(size, *((x, y, x + 8, y + 8) for x, y in corners)), [5] * count, [0.9] * count)
+    pixels = np.asarray(overlay.draw(Image.new("RGB", size, (100,) * 3), found))
+    return ((pixels != 100).any(2) & ~found.masks().any(0)).sum() / count
+
+
+def test_a_single_category_is_not_named_and_in_a_crowd_none_is():
+    few, crowd = label_pixels(Overlay(IDS), 4), label_pixels(Overlay(IDS), 96)
+    assert label_pixels(Overlay((5,)), 4) < 0.7 * few
+    assert crowd < 0.7 * few
+
+
 def test_instances_of_a_single_category_differ_in_colour():
     size = (100, 300)
     masks = rectangles(size, (10, 40, 60, 90), (110, 40, 160, 90))
