@@ -183,13 +183,13 @@ def _nothing(text: str) -> str:
 def _with_own_names(sources: list[Source]) -> list[Source]:
     """The sources with a different name each: longer by the folders above where that is needed."""
     names = [one.name for one in sources]
-    whole = [_parts(one) for one in sources]
     while True:
-        counts = Counter(Source("", "", name).overlay for name in names)
-        same = [i for i, name in enumerate(names) if counts[Source("", "", name).overlay] > 1]
+        overlays = [Source("", "", name).overlay for name in names]  # with these the names differ too
+        counts = Counter(overlays)
+        same = [i for i, overlay in enumerate(overlays) if counts[overlay] > 1]
         if not same:
             return [Source(one.folder, one.file, name) for one, name in zip(sources, names, strict=True)]
-        longer = {i: "/".join(whole[i][-(names[i].count("/") + 2) :]) for i in same}
+        longer = {i: "/".join(_parts(sources[i])[-(names[i].count("/") + 2) :]) for i in same}
         if all(names[i] == name for i, name in longer.items()):  # nothing above is left: a.tif beside a.tif.png
             longer = {i: f"{i}/{names[i]}" for i in same}
         for i, name in longer.items():

@@ -110,14 +110,16 @@ def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories:
         waiting: list[pa.Table] = []
         for table in _tables(folder, infos):
             _count(joined, table)
-            rows = [row for row in table.to_pylist() if row["error"] is None]
-            images.add(
-                [_image(row) for i, row in enumerate(rows) if i == 0 or row["image_id"] != rows[i - 1]["image_id"]]
-            )
-            results.add([_result(row) for row in rows if row["category"] is not None])
+            last = None
+            for row in _rows(table):
+                if row["image_id"] != last:
+                    images.add([_image(row)])
+                    last = row["image_id"]
+                if row["category"] is not None:
+                    results.add([_result(row)])
             waiting.append(table)
             if sum(map(len, waiting)) >= GROUP_ROWS:
-                parquet.write_table(pa.concat_tables(waiting).combine_chunks())
+                parquet.write_table(pa.concat_tables(waiting).combine_chunks(), GROUP_ROWS)
                 waiting = []
         parquet.write_table(pa.concat_tables([PREDICTION_ROW.empty_table(), *waiting]).combine_chunks())
         results.end()
@@ -139,6 +141,12 @@ def _tables(folder: Location, infos: Sequence[PartInfo]) -> Iterator[pa.Table]:
             ids = pc.add(table["image_id"], before)
             yield table.set_column(0, "image_id", ids).select(PREDICTION_ROW.names).cast(PREDICTION_ROW)
             before += info.images
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of images that could be used, one after the other."""
+    for batch in table.filter(table["error"].is_null()).to_batches(max_chunksize=CHUNK_ROWS):
+        yield from batch.to_pylist()
 
 
 def _count(joined: Joined, table: pa.Table) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-from dataclasses import dataclass
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from pipelines.predict_job import LEAST_IMAGES, Predictor, parts_of
 from pipelines.predict_options import PredictConfig
 from pipelines.schema import PREDICTION_ROW
 from pipelines.storage import locate
-from tests.commands import Command
+from tests.commands import ROOT
 from tests.object_store import object_store
 from tests.predicting import (
     CATEGORIES,
@@ -37,6 +37,8 @@ from tests.predicting import (
     write_model,
     write_video,
 )  # fmt: skip
+from tests.submitting import hears_ctrl_c
+from tests.tiny import SIDE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = -1e9
@@ -123,14 +125,17 @@ def test_images_of_all_kinds_and_those_that_cannot_be_used(run, model, here):
     Image.fromarray(pixels(2)[..., 0].astype(np.uint16) * 257).save(here / "deep.png")
     Image.fromarray(pixels(3)).convert("CMYK").save(here / "print.jpg")
     Image.fromarray(pixels(4)).save(here / "scan.tif")
+    lying = Image.Exif()
+    lying[0x0112] = 6  # a camera held upright
+    Image.fromarray(pixels(0, height=64)).save(here / "phone.jpg", exif=lying)
     (here / "cut.png").write_bytes((here / "one" / "a.png").read_bytes()[:300])
     (here / "empty.jpg").touch()
-    given = ["one/a.png", "two", "cut.png", "deep.png", "print.jpg", "one/a.png", "empty.jpg", "scan.tif"]
+    given = ["one/a.png", "two", "cut.png", "deep.png", "print.jpg", "one/a.png", "empty.jpg", "scan.tif", "phone.jpg"]
     code, lines = predicting(run, *given)
     assert code == 1
     rows, overlays = rows_of(here / "predictions"), here / "predictions" / "overlays"
     good = {"one/a.png": "one/a.png", "two/a.png": "two/a.png", "deep.png": "deep.png", "print.jpg": "print.jpg",
-            "scan.tif": "scan.tif.png"}  # fmt: skip
+            "scan.tif": "scan.tif.png", "phone.jpg": "phone.jpg"}  # fmt: skip
     assert files_in(overlays) == sorted(good.values())
     for name, overlay in good.items():
         assert_same(of_file(rows, name), msrcnn.predict(model, name)[0])
@@ -143,7 +148,10 @@ def test_images_of_all_kinds_and_those_that_cannot_be_used(run, model, here):
     assert "2 could not be used:" in lines
     assert [line for line in lines if line.startswith("  ")] == [f"  {row['error']}" for row in failed]
     assert failed[0]["error"].startswith(f"{here}/cut.png: not a readable image (")
-    assert [image["id"] for image in json_of(here / "predictions" / "images.json")["images"]] == [1, 2, 4, 5, 7]
+    assert [image["id"] for image in json_of(here / "predictions" / "images.json")["images"]] == [1, 2, 4, 5, 7, 8]
+    with Image.open(overlays / "phone.jpg") as image:
+        assert image.size == (64, SIDE)
+        assert image.getexif().get(0x0112, 1) == 1
 
 
 def test_nothing_usable_leaves_nothing(run, here):
@@ -228,29 +236,17 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     assert rows_of(out) == rows_of(here / "whole")
 
 
-@dataclass
-class Predicting(Command):
-    """`msrcnn predict` in a process."""
-
-    folder: Path
-    command: list[str]
-
-    def arguments(self) -> list[str]:
-        return ["predict", *self.command]
-
-
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_line_and_whole_files(run, here):
     for index in range(200):
         write_image(here / "photos" / f"{index:03d}.png", index % 5)
-    process = Predicting(here / "log", [str(run), str(here / "photos"), "--out", str(here / "out"), "--batch", "1"])
-    process.cwd = here
-    process.start()
-    while not list((here / "out" / "overlays").glob("*.png")):
-        process.check_alive()
-    os.kill(process.driver.pid, signal.SIGINT)
-    assert process.finish(60) == 130
-    assert process.log().endswith("msrcnn: interrupted\n")
-    assert "Traceback" not in process.log()
+    command = [sys.executable, "-m", "pipelines", "predict", str(run), str(here / "photos"), "--out", str(here / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c) as process:
+        while not list((here / "out" / "overlays").glob("*.png")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "msrcnn: interrupted\n")
     overlays = list((here / "out" / "overlays").iterdir())
     for path in overlays:
         with Image.open(path) as image:
