@@ -57,6 +57,10 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     del model
     job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch)
     log(f"detecting in {_counted(sources)} with {weights}")
+    try:
+        out.make_folder()
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
     with exclusively(out, "predicting into"):
         done = prepare(out / PARTS, origin)
         _remove_halves(out / OVERLAYS)
@@ -136,7 +140,7 @@ def lines(joined: Joined, out: Location) -> list[str]:
 
 
 def _check_output(out: Location) -> None:
-    """Makes the folder, or checks that it is ours to go on in."""
+    """Raises InputError where `out` holds something that is not ours to go on in, or finished predictions."""
     try:
         held = out.list()
     except NotADirectoryError as error:
@@ -147,10 +151,6 @@ def _check_output(out: Location) -> None:
         raise InputError(f"{out}: already holds predictions; choose another --out or delete it")
     if held and PARTS not in held:
         raise InputError(f"{out}: is not empty; choose another --out")
-    try:
-        out.make_folder()
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
 
 
 def _remove_halves(overlays: Location) -> None:

@@ -46,7 +46,7 @@ class Frame:
 
     image: Image.Image  # RGB
     number: int  # from 0
-    time: float  # seconds
+    time: float  # seconds from the beginning of the file
     pts: int  # the same in units of the video's `time_base`
     duration: int  # likewise; 0: unknown
 
@@ -81,6 +81,7 @@ class Video:
         self.time_base: Fraction = self._stream.time_base or Fraction(1, 90000)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(ASSUMED_RATE)
         length = self._container.duration / self._av.time_base if self._container.duration else 0
+        self._start = (self._container.start_time or 0) / self._av.time_base  # not 0 in what was cut from a broadcast
         self.expected = self._stream.frames or round(length * self.rate)
         self.broken = ""
 
@@ -95,7 +96,7 @@ class Video:
                 image = Image.fromarray(frame.to_ndarray(format="rgb24"))
                 turn = UPRIGHT.get(int(frame.rotation) % 360)
                 image = image if turn is None else image.transpose(turn)
-                yield Frame(image, number, float(pts * self.time_base), pts, frame.duration or 0)
+                yield Frame(image, number, float(pts * self.time_base) - self._start, pts, frame.duration or 0)
         except (OSError, self._av.FFmpegError) as error:
             self.broken = _reason(error)
 

@@ -178,6 +178,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(run, here, tmp_path):
     with pytest.raises(InputError, match="neither a run directory nor a model file"):
         predicting(tmp_path / "absent", "a.png")
     assert files_in(here) == ["a.png", "full/thesis.txt"]
+    assert not (here / "predictions").exists()
 
 
 def test_parts_are_the_same_for_the_same_sources_and_a_video_is_one():

@@ -55,6 +55,17 @@ def test_frames_have_the_times_of_the_file_and_keep_them_when_written(tmp_path, 
         assert float(ours.average_rate) == pytest.approx(float(theirs.average_rate), rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["mkv", "mov", "ts"])
+def test_times_count_from_the_beginning_in_any_container(tmp_path, kind):
+    path = write_video(tmp_path / f"a.{kind}", EVEN)
+    with Video(locate(path)) as video:
+        times = [frame.time for frame in video.frames()]
+    assert len(times) == len(EVEN)
+    assert times == pytest.approx([t / 1000 for t in EVEN], abs=1e-3)
+    copied(path, tmp_path / "b.mp4")
+    assert np.diff(times_of(tmp_path / "b.mp4")) == pytest.approx(np.diff(times), abs=1e-3)
+
+
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_a_rotated_video_is_read_upright(tmp_path, degrees):
     path = write_video(tmp_path / "a.mp4", EVEN[:2], (SIDE, 2 * SIDE), degrees)
