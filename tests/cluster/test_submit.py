@@ -56,7 +56,9 @@ def test_images_are_detected_in_by_a_job(laptop, tmp_path):
     model, out = write_model(tmp_path / "run" / "model.pt"), tmp_path / "out"
     write_image(tmp_path / "photos" / "a.png", 0)
     (tmp_path / "photos" / "b.png").write_bytes(b"no image")
+    laptop.cluster.add("worker", 1)
     done = laptop.run("submit", "predict", str(model.parent), str(tmp_path / "photos"), "--out", str(out))
+    laptop.cluster.kill("worker")
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"job predict-out-\w{6} failed with exit code 1", done.stdout)
     assert "1 could not be used:" in done.stdout
