@@ -136,7 +136,7 @@ def predict(
 
 
 def predictions(
-    model: Checkpoint, images: Iterable[Picture], names: Iterable[str] = (), batch: int = 0
+    model: Checkpoint, images: Iterable[Picture | ImageError], names: Iterable[str] = (), batch: int = 0
 ) -> Iterator[Prediction | ImageError]:
     """Finds instances in images, one after the other; the next ones are decoded meanwhile.
 
@@ -144,7 +144,7 @@ def predictions(
 
     Args:
         model: from `load_model`.
-        images: any number; `batch` of them are held, and as many again.
+        images: any number; `batch` of them are held, and as many again. What is known to be unusable passes through.
         names: what they are called in errors and predictions; a file's own name, or its place, where none is left.
         batch: images a step of the network; 0: as many as suit the device.
 
@@ -164,15 +164,17 @@ def predictions(
             yield from _detect(model, part)
 
 
-def _named(images: Iterable[Picture], names: Iterable[str]) -> Iterator[tuple[str, Picture]]:
+def _named(images: Iterable[Picture | ImageError], names: Iterable[str]) -> Iterator[tuple[str, Picture | ImageError]]:
     left = iter(names)
     for place, image in enumerate(images):
         own = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {place}"
         yield next(left, str(own)), image
 
 
-def _decoded(name: str, image: Picture) -> tuple[str, Image.Image | ImageError]:
+def _decoded(name: str, image: Picture | ImageError) -> tuple[str, Image.Image | ImageError]:
     """The name and its image as RGB, or what is wrong with it."""
+    if isinstance(image, ImageError):
+        return name, image
     try:
         if isinstance(image, (str, os.PathLike)):
             image = Path(image).read_bytes()

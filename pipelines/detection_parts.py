@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 from msrcnn.config import difference
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
-from pipelines.reading import RowGroup
 from pipelines.storage import ASIDE, Location, explained, open_parquet
+
+if TYPE_CHECKING:
+    from pipelines.reading import RowGroup  # which takes Ray along
 
 DETECTIONS = "detections"
 """The folder in that of an evaluation."""

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from msrcnn.data.decoding import decode_image
 from msrcnn.errors import InputError
 from msrcnn.rle import decode_crop
+from pipelines.colours import colour_of
 from pipelines.manifest import Manifest, written_aside
 from pipelines.reading import RowGroup, read_rows
 
@@ -94,10 +95,3 @@ def paint(pixels: np.ndarray, instance: dict[str, Any], height: int) -> None:
         filled = mask & ((x + y) % 8 < 3)
     region[filled] = (1 - FILL) * region[filled] + FILL * colour
     region[mask & ~inner] = colour
-
-
-def colour_of(category: int) -> np.ndarray:
-    """A colour for each category number, far from that of the next: hues by the golden angle; float [3]."""
-    hue = category * 0.381966 % 1 * 6
-    ramp = np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    return 255 * (0.1 + 0.9 * ramp.clip(0, 1))

@@ -43,12 +43,20 @@ class Progress:
     def add(self, images: int) -> None:
         """Notes finished images; logs a line if the last one is old, or if these are the last."""
         self.done += images
-        now = self.clock()
-        self._first = self._first or (now, images)
-        since, before = self._first if now - self._first[0] >= LEAST_SECONDS else (self._began, 0)
-        if self.done < self.total and now - self._logged < PROGRESS_SECONDS:
-            return
-        self._logged = now
+        self._first = self._first or (self.clock(), images)
+        if self.done == self.total or self.clock() - self._logged >= PROGRESS_SECONDS:
+            self._say()
+
+    def expect(self, total: int) -> None:
+        """Corrects the total, which was estimated; logs a line if with it these were the last."""
+        ended, self.total = self.done == total != self.total, total
+        if ended:
+            self._say()
+
+    def _say(self) -> None:
+        self._logged = now = self.clock()
+        first, images = self._first or (now, 0)
+        since, before = (first, images) if now - first >= LEAST_SECONDS else (self._began, 0)
         rate = (self.done - before) / max(now - since, 1e-3)
-        left = duration((self.total - self.done) / rate) if rate else "?"
+        left = duration(max(0, self.total - self.done) / rate) if rate else "?"
         self.log(f"{self.done}/{self.total} images, {rate:.1f} images/s, {left} left")

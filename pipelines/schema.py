@@ -52,6 +52,21 @@ DETECTION_ROW = pa.schema(
     ]
 )
 
+PREDICTION_ROW = pa.schema(
+    [
+        ("image_id", pa.int64()),  # 1, 2, ... in the order given; a frame of a video is an image
+        ("file_name", pa.string()),  # relative to the folder that was given, one file each
+        ("path", pa.string()),  # where it was read
+        ("frame", pa.int32()),  # of a video, from 0; null for an image
+        ("time", pa.float64()),  # of the frame, seconds
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("category_id", pa.int64()),  # as in the annotation file that the model was trained with; null as `category`
+        ("category", pa.string()),  # its name; null on the one row of an image without detections
+        *(DETECTION_ROW.field(n) for n in ("bbox", "class_score", "maskiou", "mask_score", "rle", "error", "model")),
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Category:

@@ -129,6 +129,8 @@ def check_places(options: Any) -> None:
         value = getattr(options, field.name)
         values = value if isinstance(value, tuple) else (value,)
         option = f"--{field.name.replace('_', '-')}"
+        if "Positional" in str(field.type):
+            option = field.name.upper()
         if field.name == "out" and _writes_nothing(options):
             continue
         if "Path" in str(field.type) or field.name in PLACES:

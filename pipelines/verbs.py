@@ -57,6 +57,10 @@ VERBS = {
         "mask AP of stored detections under other fusions of scores", "pipelines.scoring_options:RescoreConfig",
         "pipelines.rescore:rescore",
     ),
+    "predict": Verb(
+        "detect in images and videos: overlays, rows, COCO results", "pipelines.predict_options:PredictConfig",
+        "pipelines.predict:predict",
+    ),
     "sweep": Verb(
         "train and evaluate what a table of the paper varies, print the table", "pipelines.sweep_options:SweepConfig",
         "pipelines.sweep:sweep_all", ("spaces", "shards", "validation", "out"),

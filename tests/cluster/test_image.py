@@ -111,7 +111,7 @@ def test_scripts_are_bash_and_tell_nothing() -> None:
 def test_the_lock_of_the_image_is_that_of_development_without_its_tools() -> None:
     image, development = pins(FOLDER / "requirements.lock"), pins(ROOT / "requirements.lock")
     names = {name for name, *_ in image}
-    assert {"torch", "torchvision", "ray", "mlflow", "boto3", "optuna", "google-api-python-client"} <= names
+    assert {"torch", "torchvision", "ray", "mlflow", "av", "boto3", "optuna", "google-api-python-client"} <= names
     assert not names & DEVELOPMENT
     assert {name for name, *_ in development} >= DEVELOPMENT
     shared = names & {name for name, *_ in development}
@@ -154,7 +154,7 @@ def test_it_says_how_it_is_called() -> None:
 
 
 IMPORTS = """
-import boto3, googleapiclient, mlflow, optuna, ray, torch, torchvision
+import av, boto3, googleapiclient, mlflow, optuna, ray, torch, torchvision
 import msrcnn, pipelines.cli
 boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
 assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]

@@ -49,6 +49,22 @@ def test_a_job_is_followed_to_its_end_and_its_exit_code_is_ours(laptop, tmp_path
     assert re.search(r"job data-\w{6} failed with exit code 2", again.stdout)
 
 
+@pytest.mark.slow
+def test_images_are_detected_in_by_a_job(laptop, tmp_path):
+    from tests.predicting import files_in, write_image, write_model
+
+    model, out = write_model(tmp_path / "run" / "model.pt"), tmp_path / "out"
+    write_image(tmp_path / "photos" / "a.png", 0)
+    (tmp_path / "photos" / "b.png").write_bytes(b"no image")
+    laptop.cluster.add("worker", 1)
+    done = laptop.run("submit", "predict", str(model.parent), str(tmp_path / "photos"), "--out", str(out))
+    laptop.cluster.kill("worker")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"job predict-out-\w{6} failed with exit code 1", done.stdout)
+    assert "1 could not be used:" in done.stdout
+    assert files_in(out) == ["detections.json", "detections.parquet", "images.json", "overlays/a.png"]
+
+
 def test_the_same_command_follows_the_job_and_another_one_is_refused(laptop, tmp_path):
     """A job that takes long enough is submitted by one, found by a second, followed by both, stopped by a third."""
     shapes = ["shapes", "--out", str(tmp_path / "shapes"), "--train", "20000", "--size", "512"]

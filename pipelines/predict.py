@@ -1,0 +1,174 @@
+"""`msrcnn predict`: a model and images that nothing is known of, to overlays, rows and COCO results.
+
+OUT/overlays/      each image, or video, with its detections drawn on it, named after it
+OUT/parts/         rows of the images that are done, until all are
+OUT/detections.parquet, detections.json, images.json   see `pipelines.predict_rows`; there at the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+
+import torch
+
+from msrcnn.errors import InputError
+from msrcnn.weights import load_model
+from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, prepare, sha256_of
+from pipelines.predict_inputs import Source, find_sources
+from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, expected_images, parts_of
+from pipelines.predict_options import PredictConfig
+from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
+from pipelines.progress import Progress, duration
+from pipelines.run_directory import find_model
+from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
+from pipelines.video import video_library
+
+FAILED = 1
+"""The exit code where an image could not be used."""
+
+
+def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
+    """Detects, draws, stores.
+
+    Returns:
+        the exit code: 1 if an image could not be used, else 0.
+
+    Raises:
+        InputError: model, inputs or output folder cannot be used, or not a single image can.
+    """
+    began, out = time.monotonic(), locate(config.out)
+    weights, _ = find_model(config.model)
+    sources = find_sources(config.images, out)
+    if any(source.is_video for source in sources):
+        video_library()
+    if config.gpu and not on_cluster(config) and not torch.cuda.is_available():
+        raise InputError("--gpu: this machine has no GPU that CUDA knows; leave it out, or give --address")
+    _check_output(out)
+    with on_disk(weights) as path:
+        model = load_model(path)
+        origin = Origin(sha256_of(path), _fingerprint(sources), {
+            "rows": VERSION, "min-score": config.min_score, "overlays": config.overlays})  # fmt: skip
+    categories = [(category, name) for _, category, name in model.categories]
+    del model
+    job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch)
+    log(f"detecting in {_counted(sources)} with {weights}")
+    try:
+        out.make_folder()
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
+    with exclusively(out, "predicting into"):
+        done = prepare(out / PARTS, origin)
+        _remove_halves(out / OVERLAYS)
+        infos = _run(config, job, parts_of(sources), done, log)
+        return _finish(out, infos, categories, began, log)
+
+
+def on_cluster(config: PredictConfig) -> bool:
+    """Whether processes of a Ray cluster do the work; otherwise this one does."""
+    return bool(config.address or config.actors or os.environ.get("RAY_ADDRESS"))
+
+
+def _run(
+    config: PredictConfig, job: PredictJob, parts: Sequence[Part], done: dict[Key, PartInfo], log: Callable[[str], None]
+) -> list[PartInfo]:
+    """Does the parts that are missing; what is in all, in their order."""
+    missing = [part for part in parts if (part.number, 0) not in done]
+    if done:
+        log(f"{len(parts) - len(missing)} of {len(parts)} parts are there already")
+    if missing and on_cluster(config):
+        from cluster.session import connect
+        from pipelines.predict_cluster import run_parts
+
+        with connect(config.address):
+            new = run_parts(job, missing, config.actors, config.gpu, log)
+    else:
+        new = _run_here(job, missing, log)
+    done |= {info.key: info for info in new}
+    return [done[part.number, 0] for part in parts]
+
+
+def _run_here(job: PredictJob, parts: Sequence[Part], log: Callable[[str], None]) -> list[PartInfo]:
+    """In this process."""
+    if not parts:
+        return []
+    predictor = Predictor(job, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    expected = expected_images(parts)
+    progress, infos = Progress(sum(expected.values()), log), []
+    for part in parts:
+        before = progress.done
+        infos.append(predictor.run(part, progress.add))
+        progress.expect(progress.total + progress.done - before - expected[part.number])
+    return infos
+
+
+def _finish(
+    out: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]], began: float,
+    log: Callable[[str], None],
+) -> int:  # fmt: skip
+    """Writes the files, says what there is."""
+    if all(info.errors == info.images for info in infos):
+        (out / PARTS).remove_folder()
+        raise InputError(f"none of {sum(i.images for i in infos)} images could be used (first: {infos[0].first_error})")
+    try:
+        joined = join(out, out / PARTS, infos, categories)
+        (out / PARTS).remove_folder()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({explained(error)}); put that right and give the same command "
+                         "again to go on") from error  # fmt: skip
+    for line in lines(joined, out):
+        log(line)
+    log(f"done in {duration(time.monotonic() - began)}: {out}")
+    return FAILED if joined.failed else 0
+
+
+def lines(joined: Joined, out: Location) -> list[str]:
+    """What was found, and what could not be used."""
+    found = [f"{joined.detections} detections in {joined.with_detections} of {joined.images} images: "
+             f"{DETECTIONS}, {RESULTS}, {IMAGES}"]  # fmt: skip
+    if joined.detections == 0:
+        found.append("no mask score reaches --min-score; with a lower one there may be detections")
+    if joined.failed:
+        found += [f"{joined.failed} could not be used:", *(f"  {error}" for error in joined.errors)]
+    if joined.failed > len(joined.errors):
+        found.append(f"  and {joined.failed - len(joined.errors)} more: the rows with an 'error' in {out / DETECTIONS}")
+    return found
+
+
+def _check_output(out: Location) -> None:
+    """Raises InputError where `out` holds something that is not ours to go on in, or finished predictions."""
+    try:
+        held = out.list()
+    except NotADirectoryError as error:
+        raise InputError(f"{out}: is a file; choose a folder for --out") from error
+    except OSError as error:
+        raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
+    if DETECTIONS in held:
+        raise InputError(f"{out}: already holds predictions; choose another --out or delete it")
+    if held and PARTS not in held:
+        raise InputError(f"{out}: is not empty; choose another --out")
+
+
+def _remove_halves(overlays: Location) -> None:
+    """What a process that was killed had not finished."""
+    if overlays.local is not None:
+        for path in overlays.local.rglob("*.tmp-*"):
+            if ASIDE.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+def _fingerprint(sources: Sequence[Source]) -> str:
+    checksum = hashlib.sha256()
+    for source in sources:
+        checksum.update(json.dumps([*astuple(source)]).encode())
+    return checksum.hexdigest()
+
+
+def _counted(sources: Sequence[Source]) -> str:
+    videos = sum(source.is_video for source in sources)
+    kinds = [(len(sources) - videos, "image"), (videos, "video")]
+    return " and ".join(f"{number} {kind}{'s' * (number > 1)}" for number, kind in kinds if number)

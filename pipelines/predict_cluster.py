@@ -1,0 +1,77 @@
+"""`msrcnn predict` as processes of a Ray cluster: each keeps the model and does one part after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+
+from pipelines.detection_parts import PartInfo
+from pipelines.inference import DONE_ROW
+from pipelines.job_rows import job_rows
+from pipelines.pool import Pool
+from pipelines.predict_inputs import Source
+from pipelines.predict_job import Part, PredictJob, Predictor, expected_images
+from pipelines.progress import Progress
+
+
+class PredictActor:
+    """A process: a part's sources in, a row about what it wrote out."""
+
+    def __init__(self, job: PredictJob, gpu: bool, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._predictor = Predictor(job, torch.device("cuda" if gpu else "cpu"))
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        done = []
+        for row in plan.to_pylist():
+            began = time.monotonic()
+            part = Part(row["number"], tuple(Source(*values) for values in json.loads(row["sources"])))
+            done.append({**asdict(self._predictor.run(part)), "seconds": time.monotonic() - began})
+        return pa.Table.from_pylist(done, DONE_ROW)
+
+
+def run_parts(
+    job: PredictJob, parts: Sequence[Part], actors: int, gpu: bool, log: Callable[[str], None]
+) -> list[PartInfo]:
+    """Does these parts.
+
+    Args:
+        job: what every process is told.
+        parts: that are missing.
+        actors: processes; 0: from one to as many as the cluster has room for.
+        gpu: a GPU each.
+        log: takes lines about how far it is.
+
+    Raises:
+        InputError: something cannot be read or written, or a process was lost again and again.
+    """
+    pool = Pool.of_cluster(actors, gpu, len(parts))
+    share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
+    plan = [
+        {"number": part.number, "sources": json.dumps([[getattr(s, f.name) for f in fields(s)] for s in part.sources])}
+        for part in parts
+    ]
+    rows = ray.data.from_items(plan, override_num_blocks=len(plan)).map_batches(
+        PredictActor,
+        fn_constructor_kwargs={"job": job, "gpu": pool.gpus > 0, "threads": pool.threads},
+        compute=pool.strategy,
+        batch_size=1,
+        batch_format="pyarrow",
+        **share,
+    )
+    expected = expected_images(parts)
+    infos, progress = [], Progress(sum(expected.values()), log)
+    for row in job_rows(rows):
+        row.pop("seconds")
+        info = PartInfo(**row)
+        infos.append(info)
+        progress.total += info.images - expected[info.shard]
+        progress.add(info.images)
+    return infos

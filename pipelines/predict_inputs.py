@@ -1,0 +1,222 @@
+"""What `msrcnn predict` is given, as images and videos: each once, in the order given, with a name of its own.
+
+A folder gives the images below it, sorted; a pattern what it matches, sorted. Names are relative to the folder that
+was given, so that what is made keeps its structure; where two would be the same, the folders above tell them apart.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from pyarrow import fs
+
+from msrcnn.errors import InputError
+from pipelines.storage import Location, explained, locate
+
+IMAGES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+"""By their suffix: what is taken from a folder."""
+VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
+DRAWN = frozenset({".jpg", ".jpeg", ".png"})
+"""An overlay of another kind of image is a PNG."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video.
+
+    Attributes:
+        folder: that it is in, a local path or a URL.
+        file: its name there.
+        name: relative to the folder that was given; no other source has it.
+    """
+
+    folder: str
+    file: str
+    name: str
+
+    @property
+    def place(self) -> Location:
+        """Where it is."""
+        return _located(self.folder) / self.file
+
+    @property
+    def is_video(self) -> bool:
+        """By its suffix; anything else is an image."""
+        return _suffix(self.file) in VIDEOS
+
+    @property
+    def overlay(self) -> str:
+        """The name of what is drawn of it."""
+        if self.is_video:
+            return self.name if _suffix(self.name) == ".mp4" else f"{self.name}.mp4"
+        return self.name if _suffix(self.name) in DRAWN else f"{self.name}.png"
+
+
+def find_sources(given: Iterable[str | Path], out: Location) -> list[Source]:
+    """Every image and video that is meant, each once.
+
+    Args:
+        given: files, folders, patterns; local or URLs.
+        out: the folder of results; what lies below it is left out.
+
+    Raises:
+        InputError: one does not exist, a folder has no image, or a pattern matches nothing.
+    """
+    found: dict[tuple[str, str], str] = {}
+    own = f"{out.path}/" if out.local is not None else None
+    for text in map(str, given):
+        try:
+            new = list(_matches(text) if _is_pattern(text) else _behind(locate(text)))
+        except UnicodeError:
+            shown = text.encode(errors="replace").decode()
+            raise InputError(f"{shown}: a file name there is not UTF-8; rename the file") from None
+        if own is not None:
+            new = [one for one in new if not f"{one.folder}/".startswith(own)]
+        if not new:
+            raise InputError(f"{text}: {_nothing(text)}")
+        for one in new:
+            found.setdefault((one.folder, one.file), one.name)
+    return _with_own_names([Source(folder, file, name) for (folder, file), name in found.items()])
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether it has wildcards; a file that is really called so has none, and in a URL ? begins its options."""
+    if "://" in text:
+        return any(mark in text.partition("?")[0] for mark in "*[")
+    return glob.has_magic(text) and not Path(text).exists()
+
+
+def _behind(place: Location) -> Iterator[Source]:
+    """The file itself, or the images below a folder."""
+    try:
+        info = place.filesystem.get_file_info(place.path)
+        if info.type == fs.FileType.File:
+            yield Source(place.parent.url, place.name, place.name)
+        elif info.type == fs.FileType.Directory:
+            for name in _below(place, recursive=True):
+                if _suffix(name) in IMAGES:
+                    yield _source(place, name)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({explained(error)}); give another") from error
+
+
+def _below(folder: Location, recursive: bool) -> list[str]:
+    """Names of the files in a folder, relative to it, sorted; without hidden ones."""
+    if folder.local is not None:
+        names = [str(path.relative_to(folder.local)) for path in _walked(folder.local)]
+        "".join(names).encode()  # a UnicodeError where one is no text
+    else:
+        infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=recursive))
+        start = len(folder.path.rstrip("/")) + 1
+        names = [info.path[start:] for info in infos if info.type == fs.FileType.File]
+    return sorted((n for n in names if not any(part.startswith(".") for part in n.split("/"))), key=_order)
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """The files below a local folder. Links are followed, but no folder is entered twice."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    entered = set()
+    for base, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(base)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        yield from (Path(base) / file for file in files)
+
+
+def _matches(text: str) -> Iterator[Source]:
+    if "://" not in text:
+        for path in sorted(glob.glob(text, recursive=True), key=_order):
+            yield from _behind(locate(path))
+        return
+    base, mark, query = text.partition("?")
+    scheme, rest = base.split("://", 1)
+    fixed, wild = [], rest.rstrip("/").split("/")
+    while not any(c in wild[0] for c in "*["):
+        fixed.append(wild.pop(0))
+    if not fixed:
+        raise InputError(f"{text}: a pattern must not begin before the first folder; name the bucket")
+    folder = locate(f"{scheme}://{'/'.join(fixed)}{mark}{query}")
+    try:
+        names = _below(folder, recursive=len(wild) > 1 or "**" in wild)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({explained(error)}); correct the URL") from error
+    yield from (_source(folder, name, PurePosixPath(name).name) for name in names if _fits(name.split("/"), wild))
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, part by part; `**` is any number of folders."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if list(pattern) == ["**"]:
+        return True
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or _fits(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _nothing(text: str) -> str:
+    if _is_pattern(text):
+        return "matches no file; correct the pattern"
+    place = locate(text)
+    if not place.is_folder():
+        return "no such file or folder; correct the name"
+    kinds = ", ".join(sorted(IMAGES))
+    if any(_suffix(name) in VIDEOS for name in _below(place, recursive=True)):
+        return "no image in this folder; videos in it are taken by name or pattern, as in '*.mp4'"
+    return f"no image in this folder; looked for {kinds}"
+
+
+def _with_own_names(sources: list[Source]) -> list[Source]:
+    """The sources with a different name each: longer by the folders above where that is needed."""
+    names = [one.name for one in sources]
+    while True:
+        overlays = [Source("", "", name).overlay for name in names]  # with these the names differ too
+        counts = Counter(overlays)
+        same = [i for i, overlay in enumerate(overlays) if counts[overlay] > 1]
+        if not same:
+            return [Source(one.folder, one.file, name) for one, name in zip(sources, names, strict=True)]
+        longer = {i: "/".join(_parts(sources[i])[-(names[i].count("/") + 2) :]) for i in same}
+        if all(names[i] == name for i, name in longer.items()):  # nothing above is left: a.tif beside a.tif.png
+            longer = {i: f"{i}/{names[i]}" for i in same}
+        for i, name in longer.items():
+            names[i] = name
+
+
+def _parts(source: Source) -> list[str]:
+    base = source.folder.partition("?")[0] if "://" in source.folder else source.folder
+    folders = base.partition("://")[2].partition("/")[2] if "://" in base else base
+    return [part for part in folders.split("/") if part] + [source.file]
+
+
+def _source(folder: Location, name: str, shown: str = "") -> Source:
+    """A file below a folder."""
+    place = folder / name
+    return Source(place.parent.url, place.name, shown or name)
+
+
+def _order(name: str) -> list[str]:
+    return name.split("/")
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+@lru_cache(maxsize=256)
+def _located(folder: str) -> Location:
+    """Files of a folder share its file system, and its connections."""
+    return locate(folder)

@@ -1,0 +1,177 @@
+"""Detections as rows while they are made (a part), and all parts as the files that `msrcnn predict` leaves.
+
+detections.parquet   one row a detection: `PREDICTION_ROW`; written last
+detections.json      COCO results, a list, best mask score first in each image
+images.json          the images and categories that the results' ids mean, as a COCO annotation file without annotations
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.ahead import ahead
+from pipelines.detection_parts import PartInfo, part_name
+from pipelines.json_stream import ListWriter
+from pipelines.predict_inputs import Source
+from pipelines.schema import PREDICTION_ROW
+from pipelines.storage import Location, open_parquet
+
+if TYPE_CHECKING:
+    from msrcnn.prediction import Prediction
+
+DETECTIONS, RESULTS, IMAGES = "detections.parquet", "detections.json", "images.json"
+PART_ROW = PREDICTION_ROW.append(pa.field("dataset", pa.string()))
+"""In a part, image ids count from 0 in it."""
+CHUNK_ROWS = 2048
+"""Rows that become columns at a time."""
+GROUP_ROWS = 2**15
+"""Rows of a row group, about."""
+PARTS_AHEAD = 16
+"""Parts read at a time: each waits, for an object store perhaps 0.1 s."""
+ERRORS_SHOWN = 10
+
+
+class Rows:
+    """The rows of a part. They become columns every now and then: a long video's take little memory."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._rows: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+
+    def add(self, source: Source, found: Prediction, frame: int | None = None, time: float | None = None) -> None:
+        """An image, or a frame of a video at a time in seconds, with what is in it."""
+        common = {**self._next(source), "frame": frame, "time": time, "height": found.height, "width": found.width}
+        columns = zip(
+            found.category_ids.tolist(), found.names, found.boxes.tolist(), found.class_scores.tolist(),
+            found.maskious.tolist(), found.mask_scores.tolist(), found.rles, strict=True,
+        )  # fmt: skip
+        names = ("category_id", "category", "bbox", "class_score", "maskiou", "mask_score", "rle")
+        self._rows += [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
+        if len(self._rows) >= CHUNK_ROWS:
+            self._flush()
+
+    def failed(self, source: Source, error: str) -> None:
+        """An image, or a video from here on, that cannot be used."""
+        self._rows.append({**self._next(source), "error": error})
+
+    def table(self) -> pa.Table:
+        """All of them."""
+        self._flush()
+        return pa.concat_tables([PART_ROW.empty_table(), *self._tables])
+
+    def _next(self, source: Source) -> dict[str, Any]:
+        self.images += 1
+        return {"image_id": self.images - 1, "file_name": source.name, "path": str(source.place)}
+
+    def _flush(self) -> None:
+        self._tables.append(pa.Table.from_pylist(self._rows, PART_ROW))
+        self._rows = []
+
+
+@dataclass
+class Joined:
+    """What is in all parts."""
+
+    images: int = 0
+    with_detections: int = 0
+    detections: int = 0
+    failed: int = 0
+    errors: list[str] = field(default_factory=list)
+    """the first ones"""
+
+
+def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]]) -> Joined:
+    """Writes the three files from the parts, of which only a few are in memory.
+
+    Args:
+        out: the folder of the files.
+        folder: that of the parts.
+        infos: of the parts, in the order of the images.
+        categories: the model's, source id and name.
+    """
+    joined = Joined()
+    with (
+        (out / DETECTIONS).writing() as rows_sink,
+        (out / RESULTS).writing() as results_sink,
+        (out / IMAGES).writing() as images_sink,
+        pq.ParquetWriter(rows_sink, PREDICTION_ROW, compression="zstd") as parquet,
+    ):
+        results, images = ListWriter(results_sink), ListWriter(images_sink)
+        images_sink.write(b'{"images": ')
+        waiting: list[pa.Table] = []
+        for table in _tables(folder, infos):
+            _count(joined, table)
+            last = None
+            for row in _rows(table):
+                if row["image_id"] != last:
+                    images.add([_image(row)])
+                    last = row["image_id"]
+                if row["category"] is not None:
+                    results.add([_result(row)])
+            waiting.append(table)
+            if sum(map(len, waiting)) >= GROUP_ROWS:
+                parquet.write_table(pa.concat_tables(waiting).combine_chunks(), GROUP_ROWS)
+                waiting = []
+        parquet.write_table(pa.concat_tables([PREDICTION_ROW.empty_table(), *waiting]).combine_chunks())
+        results.end()
+        images.end()
+        named = [{"id": category, "name": name} for category, name in categories]
+        images_sink.write(f',"annotations": [],\n"categories": {json.dumps(named)}}}\n'.encode())
+    return joined
+
+
+def _tables(folder: Location, infos: Sequence[PartInfo]) -> Iterator[pa.Table]:
+    """The parts' rows in order, image ids counted from 1 over all of them."""
+
+    def read(info: PartInfo) -> pa.Table:
+        return open_parquet((folder / part_name(info.key)).url).read()
+
+    before = 1
+    with ThreadPoolExecutor(PARTS_AHEAD) as readers:
+        for info, table in zip(infos, ahead(readers, read, infos, PARTS_AHEAD), strict=True):
+            ids = pc.add(table["image_id"], before)
+            yield table.set_column(0, "image_id", ids).select(PREDICTION_ROW.names).cast(PREDICTION_ROW)
+            before += info.images
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of images that could be used, one after the other."""
+    for batch in table.filter(table["error"].is_null()).to_batches(max_chunksize=CHUNK_ROWS):
+        yield from batch.to_pylist()
+
+
+def _count(joined: Joined, table: pa.Table) -> None:
+    found = table.filter(table["category"].is_valid())
+    errors = table["error"].drop_null()
+    joined.images += pc.count_distinct(table["image_id"]).as_py()
+    joined.with_detections += pc.count_distinct(found["image_id"]).as_py()
+    joined.detections += len(found)
+    joined.failed += len(errors)
+    joined.errors += errors.slice(0, ERRORS_SHOWN - len(joined.errors)).to_pylist()
+
+
+def _image(row: dict[str, Any]) -> dict[str, Any]:
+    """As in an annotation file; a frame is named after its video, with its number and time."""
+    image = {"id": row["image_id"], "file_name": row["file_name"], "height": row["height"], "width": row["width"]}
+    if row["frame"] is None:
+        return image
+    return image | {"file_name": f"{row['file_name']}#{row['frame']}", "frame": row["frame"], "time": row["time"]}
+
+
+def _result(row: dict[str, Any]) -> dict[str, Any]:
+    x0, y0, x1, y1 = row["bbox"]
+    return {
+        "image_id": row["image_id"], "category_id": row["category_id"],
+        "segmentation": {"size": [row["height"], row["width"]], "counts": row["rle"].decode("ascii")},
+        "bbox": [x0, y0, x1 - x0, y1 - y0], "score": row["mask_score"], "class_score": row["class_score"],
+        "maskiou": row["maskiou"],
+    }  # fmt: skip
