@@ -1,0 +1,86 @@
+"""Where a run comes from: data sets, model, program, machine, commands. Names and values, as stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.data import LARGE, SMALL, read_columns
+from pipelines.detection_parts import SHORT
+from pipelines.progress import duration
+from pipelines.report.runs import Run, Training
+
+Facts = list[tuple[str, str]]
+
+
+def data_facts(run: Run) -> Facts:
+    """The data set of an evaluation; counts of the shards where they are read."""
+    summary = run.summary or {}
+    if not summary:
+        return []
+    images = summary["images"]
+    facts = [("data set", summary["dataset"]), ("images", f"{images['total']:,}"),
+             ("detections", f"{summary['detections']:,}"),
+             ("images without a detection", f"{images['without_detections']:,}"),
+             ("images that failed", f"{images['failed']:,}"), ("fingerprint of the shards", summary.get("shards", ""))]  # fmt: skip
+    manifest = run.manifest
+    if manifest is None:
+        return facts
+    columns = read_columns(manifest)
+    areas = columns.areas[~columns.crowd]
+    small, large = int((areas < SMALL).sum()), int((areas >= LARGE).sum())
+    facts += [
+        ("shards", str(run.summary and summary.get("shards_folder", manifest.folder))),
+        ("categories", f"{len(manifest.categories):,}"),
+        ("instances", f"{manifest.instances:,}, of them {int(columns.crowd.sum()):,} crowds"),
+        ("objects", f"{small:,} small (under 32 x 32 pixels), {len(areas) - small - large:,} medium, {large:,} large "
+                    "(from 96 x 96)"),
+        ("set aside when sharding", _counts(manifest.rejected)),
+        ("corrected when sharding", _counts(manifest.corrected)),
+    ]  # fmt: skip
+    return facts
+
+
+def training_facts(training: Training | None) -> Facts:
+    """Data, speed and duration of a training."""
+    if training is None:
+        return []
+    settings, lines = training.record.settings, [line for line in training.lines if "loss/total" in line]
+    data = settings.get("dataset", {})
+    facts = [("run directory", str(training.folder)), ("data set", str(data.get("name", ""))),
+             ("images", f"{data.get('images', 0):,}"), ("fingerprint of the shards", str(data.get("fingerprint", "")))]  # fmt: skip
+    if lines:
+        last = lines[-1]
+        facts.append(("steps", f"{last['step']:,} of {settings['solver']['batch']} images, {last['epoch']:.2f} epochs"))
+        speed = sorted(line["images_per_second"] for line in lines)[len(lines) // 2]
+        wait = sum(line["data_wait"] for line in lines) / len(lines)
+        facts.append(("speed", f"{speed:.1f} images/s (median), {100 * wait:.1f}% of the time waiting for data"))
+        facts.append(("workers", str(last["workers"])))
+        facts.append(("from the first record to the last", duration(last["time"] - lines[0]["time"])))
+        memory = [line["system/gpu_memory_peak_megabytes"] for line in lines if "system/gpu_memory_peak_megabytes" in line]
+        memory = memory or [line["system/worker_memory_megabytes"] for line in lines
+                            if "system/worker_memory_megabytes" in line]  # fmt: skip
+        if memory:
+            facts.append(("memory of a worker at most", f"{max(memory):,.0f} MB"))
+    facts.append(("MLflow run", training.record.mlflow_run))
+    return [(name, value) for name, value in facts if value]
+
+
+def origin_facts(run: Run) -> Facts:
+    """Model, program, machine and commands."""
+    summary = run.summary or {}
+    facts: list[tuple[str, Any]] = [("run", str(run.place)), ("model", summary.get("model", "")),
+                                    ("SHA-256 of the model", summary.get("model_sha256", "")[:SHORT])]  # fmt: skip
+    if "seconds" in summary:
+        facts.append(("evaluated or scored in", duration(summary["seconds"])))
+    for stage, made in (("evaluation", summary.get("made", {})),
+                        ("training", run.training.record.made if run.training else {})):  # fmt: skip
+        names = {"command": f"command of the {stage}", "time": f"{stage} made", "machine": f"machine of the {stage}",
+                 "gpus": f"GPUs of the {stage}", "git_commit": f"git commit of the {stage}"}  # fmt: skip
+        facts += [(name, made[key]) for key, name in names.items() if key in made]
+        versions = [f"{key.removeprefix('version/')} {value}" for key, value in made.items() if key.startswith("version/")]
+        facts.append((f"versions of the {stage}", ", ".join(versions)))
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _counts(counted: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} x {kind}" for kind, count in sorted(counted.items()) if count) or "nothing"

@@ -1,0 +1,119 @@
+"""An evaluation in plain words: does the mask score rank better, can the scores be trusted, what is lost most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from msrcnn.metrics.tide import ERRORS
+from pipelines.report.figures import nan_if_none
+
+CLOSE, ROUGH = 0.05, 0.15
+"""Calibration errors up to which a score can be read as a mask's quality, and as a rough sign of it."""
+SPECIAL = ("FP", "FN")
+"""TIDE's kinds that contain the others."""
+
+Tone = Literal["good", "open", "bad"]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A finding: how it is, in a few words, and why."""
+
+    tone: Tone
+    question: str
+    answer: str
+    why: str
+
+
+def verdict(summary: dict[str, Any]) -> list[Sentence]:
+    """The three findings; fewer where the evaluation lacks the numbers."""
+    found = [_ranking(summary), _trust(summary), _lost(summary)]
+    return [sentence for sentence in found if sentence is not None]
+
+
+def points(value: float, decimals: int = 1) -> str:
+    """A difference of fractions in percentage points with its sign; a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    rounded = round(100 * value, decimals)
+    return f"{rounded:+.{decimals}f}".replace("-", "−") if rounded else f"{0:.{decimals}f}"
+
+
+def interval(low: float | None, high: float | None, decimals: int = 1) -> str:
+    """Both ends of a 95% interval; empty where there is none."""
+    ends = nan_if_none(low), nan_if_none(high)
+    return f"{points(ends[0], decimals)} to {points(ends[1], decimals)}" if all(map(math.isfinite, ends)) else ""
+
+
+def no_maskiou(summary: dict[str, Any]) -> bool:
+    """Whether every predicted MaskIoU is 1: results of a detector that predicts none."""
+    bins = [b for b in summary["calibration"]["maskiou"]["bins"] if b["count"]]
+    return bool(bins) and all(b["score"] == 1 for b in bins)
+
+
+def _ranking(summary: dict[str, Any]) -> Sentence | None:
+    question = "Does the mask score rank masks better?"
+    ap = summary["ap"]
+    gain, (low, high) = nan_if_none(ap["gain"]), ap["gain_interval"]
+    if not math.isfinite(gain):
+        return None
+    if no_maskiou(summary):
+        return Sentence("open", question, "It cannot", "These detections have no predicted MaskIoU: the mask score is "
+                        "the class score.")  # fmt: skip
+    gap, closed = nan_if_none(ap["oracle_gap"]), nan_if_none(ap["oracle_gap_closed"])
+    spread = interval(low, high)
+    measured = f"{points(gain)} AP over the class score" + (
+        f" (95% interval {spread}, bootstrap over images)." if spread else "; there is no interval.")  # fmt: skip
+    if math.isfinite(closed):
+        measured += f" A perfect prediction would bring {points(gap)}: {100 * closed:.0f}% of that is reached."
+    if not spread:
+        return Sentence("open", question, "Not known", measured)
+    if nan_if_none(low) > 0:
+        return Sentence("good", question, "Yes", measured)
+    if nan_if_none(high) < 0:
+        return Sentence("bad", question, "No, worse", measured)
+    return Sentence("open", question, "Not shown", f"{measured} The interval holds 0: on these images it may be chance.")
+
+
+def _trust(summary: dict[str, Any]) -> Sentence | None:
+    question = "Can the scores be trusted?"
+    calibration = summary["calibration"]
+    error = {name: nan_if_none(calibration[name]["error"]) for name in ("class_score", "maskiou", "mask_score")}
+    if not math.isfinite(error["mask_score"]):
+        return None
+    best = "mask score" if error["mask_score"] <= error["class_score"] else "class score"
+    off = (f"Read as the true MaskIoU, the mask score is off by {error['mask_score']:.2f} on average, the class score by "
+           f"{error['class_score']:.2f}, the predicted MaskIoU by {error['maskiou']:.2f}.")  # fmt: skip
+    confident = _confident(calibration["mask_score"]["bins"])
+    if error["mask_score"] <= CLOSE:
+        return Sentence("good", question, "As numbers, yes", f"{off} {confident}")
+    if error["mask_score"] <= ROUGH:
+        return Sentence("open", question, "Roughly", f"{off} {confident}")
+    return Sentence("bad", question, "As an order, not as numbers", f"{off} {confident} The {best} is the closer one.")
+
+
+def _confident(bins: list[dict[str, Any]]) -> str:
+    """How the confident half of a score, which people look at, compares with the truth."""
+    upper = [b for b in bins if b["count"] and b["low"] >= 0.5]
+    number = sum(b["count"] for b in upper)
+    if not number:
+        return "No detection has a mask score above 0.5."
+    score, true = (sum(b["count"] * b[key] for b in upper) / number for key in ("score", "true"))
+    side = "too much" if score - true > 0.02 else "too little" if true - score > 0.02 else "what they keep"
+    return (f"Scores from 0.5 on promise {side}: mean {score:.2f}, mean true MaskIoU {true:.2f}, {number:,} "
+            "detections.")  # fmt: skip
+
+
+def _lost(summary: dict[str, Any]) -> Sentence | None:
+    if not summary["tide"]:
+        return None
+    lost = {kind: nan_if_none(value) for kind, value in summary["tide"]["by_mask"].items() if kind not in SPECIAL}
+    ordered = sorted((kind for kind in lost if math.isfinite(lost[kind])), key=lambda kind: -lost[kind])
+    if not ordered or lost[ordered[0]] <= 0:
+        return None
+    first, *others = ordered
+    rest = ", ".join(f"{ERRORS[kind]} {100 * lost[kind]:.1f}" for kind in others[:2])
+    why = f"Without errors of that kind AP50 would be {100 * lost[first]:.1f} points higher; then {rest} (TIDE)."
+    return Sentence("open", "What is lost most?", ERRORS[first].capitalize(), why)
