@@ -20,7 +20,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 # The whole job on a laptop. Each step is skipped where its result is there already; `make clean` removes all of it.
-demo: $(DEMO)/evaluation/summary.json
+demo: $(DEMO)/report.html
+	@echo "what came of it, with pictures: $(DEMO)/report.html"
 	@echo "numbers: $(DEMO)/evaluation/summary.json   detections: $(DEMO)/evaluation/detections"
 	@echo "curves, settings and the model: $(BIN)/mlflow ui --backend-store-uri $(TRACKING)"
 
@@ -36,6 +37,9 @@ $(DEMO)/run/model.pt: | $(DEMO)/shards/train/manifest.json
 
 $(DEMO)/evaluation/summary.json: | $(DEMO)/run/model.pt $(DEMO)/shards/val/manifest.json
 	$(MSRCNN) evaluate --model $(DEMO)/run --shards $(DEMO)/shards/val --out $(DEMO)/evaluation --tracking $(TRACKING)
+
+$(DEMO)/report.html: | $(DEMO)/evaluation/summary.json
+	$(MSRCNN) report $(DEMO)/evaluation --out $@
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"

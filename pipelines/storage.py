@@ -204,7 +204,8 @@ def locate(place: Place) -> Location:
     except (ImportError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"{without_password(text)}: no file system for it ({without_password(reason)}); install one for fsspec, or correct the URL"
+            f"{without_password(text)}: no file system for it ({without_password(reason)}); install one for fsspec, or "
+            "correct the URL"
         ) from error
     return Location(filesystem, path, text.rstrip("/") if "?" not in text else text)
 

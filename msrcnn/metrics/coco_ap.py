@@ -213,8 +213,8 @@ class CocoAP:
             InputError: the evaluations are of other images or categories.
         """
         if (self.categories, self._image_ids) != (other.categories, other._image_ids):
-            raise InputError("evaluations of different images or categories have no difference; evaluate both detectors "
-                             "on one data set")  # fmt: skip
+            raise InputError("evaluations of different images or categories have no difference; evaluate both on one "
+                             "data set")  # fmt: skip
         one, two = other._finished()[ranking], self._finished()[ranking]
         compared = hotcoco.compare(one, two, bootstrap, _spread(seed), confidence=0.95)
         difference = _metrics(compared["metrics_b"])["AP"] - _metrics(compared["metrics_a"])["AP"]
@@ -250,9 +250,7 @@ class CocoAP:
             self._final = {ranking: evaluator.finalize() for ranking, evaluator in self._evaluators.items()}
         return self._final
 
-    def _per_category(
-        self, gained: list[dict[str, Any]], oracle: list[dict[str, Any]]
-    ) -> tuple[CategoryAP, ...]:
+    def _per_category(self, gained: list[dict[str, Any]], oracle: list[dict[str, Any]]) -> tuple[CategoryAP, ...]:
         values = {row["cat_id"]: (_or_nan(row["ap_a"]), _or_nan(row["ap_b"])) for row in gained}
         best = {row["cat_id"]: _or_nan(row["ap_b"]) for row in oracle}
         nan = float("nan")  # hotcoco leaves out categories without instances

@@ -13,7 +13,7 @@ from typing import Any
 
 from msrcnn.metrics.coco_ap import CocoAP
 from pipelines.progress import Progress
-from pipelines.report.figures import nan_if_none
+from pipelines.report.numbers import nan_if_none
 from pipelines.report.runs import Run
 from pipelines.tracking import flatten
 

@@ -8,8 +8,14 @@ from pipelines.data import LARGE, SMALL, read_columns
 from pipelines.detection_parts import SHORT
 from pipelines.progress import duration
 from pipelines.report.runs import Run, Training
+from pipelines.storage import locate
 
 Facts = list[tuple[str, str]]
+MEMORY = {
+    "memory of the GPU at most": "system/gpu_memory_peak_megabytes",
+    "memory of a worker's process at most": "system/worker_memory_megabytes",
+}
+"""In the records of a training."""
 
 
 def data_facts(run: Run) -> Facts:
@@ -18,10 +24,14 @@ def data_facts(run: Run) -> Facts:
     if not summary:
         return []
     images = summary["images"]
-    facts = [("data set", summary["dataset"]), ("images", f"{images['total']:,}"),
-             ("detections", f"{summary['detections']:,}"),
-             ("images without a detection", f"{images['without_detections']:,}"),
-             ("images that failed", f"{images['failed']:,}"), ("fingerprint of the shards", summary.get("shards", ""))]  # fmt: skip
+    facts = [
+        ("data set", summary["dataset"]),
+        ("images", f"{images['total']:,}"),
+        ("detections", f"{summary['detections']:,}"),
+        ("images without a detection", f"{images['without_detections']:,}"),
+        ("images that failed", f"{images['failed']:,}"),
+        ("fingerprint of the shards", run.dataset),
+    ]
     manifest = run.manifest
     if manifest is None:
         return facts
@@ -29,7 +39,7 @@ def data_facts(run: Run) -> Facts:
     areas = columns.areas[~columns.crowd]
     small, large = int((areas < SMALL).sum()), int((areas >= LARGE).sum())
     facts += [
-        ("shards", str(run.summary and summary.get("shards_folder", manifest.folder))),
+        ("shards", str(locate(manifest.folder))),
         ("categories", f"{len(manifest.categories):,}"),
         ("instances", f"{manifest.instances:,}, of them {int(columns.crowd.sum()):,} crowds"),
         ("objects", f"{small:,} small (under 32 x 32 pixels), {len(areas) - small - large:,} medium, {large:,} large "
@@ -46,8 +56,12 @@ def training_facts(training: Training | None) -> Facts:
         return []
     settings, lines = training.record.settings, [line for line in training.lines if "loss/total" in line]
     data = settings.get("dataset", {})
-    facts = [("run directory", str(training.folder)), ("data set", str(data.get("name", ""))),
-             ("images", f"{data.get('images', 0):,}"), ("fingerprint of the shards", str(data.get("fingerprint", "")))]  # fmt: skip
+    facts = [
+        ("run directory", str(training.folder)),
+        ("data set", str(data.get("name", ""))),
+        ("images", f"{data.get('images', 0):,}"),
+        ("fingerprint of the shards", str(data.get("fingerprint", ""))),
+    ]
     if lines:
         last = lines[-1]
         facts.append(("steps", f"{last['step']:,} of {settings['solver']['batch']} images, {last['epoch']:.2f} epochs"))
@@ -56,11 +70,9 @@ def training_facts(training: Training | None) -> Facts:
         facts.append(("speed", f"{speed:.1f} images/s (median), {100 * wait:.1f}% of the time waiting for data"))
         facts.append(("workers", str(last["workers"])))
         facts.append(("from the first record to the last", duration(last["time"] - lines[0]["time"])))
-        memory = [line["system/gpu_memory_peak_megabytes"] for line in lines if "system/gpu_memory_peak_megabytes" in line]
-        memory = memory or [line["system/worker_memory_megabytes"] for line in lines
-                            if "system/worker_memory_megabytes" in line]  # fmt: skip
-        if memory:
-            facts.append(("memory of a worker at most", f"{max(memory):,.0f} MB"))
+        for name, key in MEMORY.items():
+            if used := [line[key] for line in lines if key in line]:
+                facts.append((name, f"{max(used):,.0f} MB"))
     facts.append(("MLflow run", training.record.mlflow_run))
     return [(name, value) for name, value in facts if value]
 
@@ -77,7 +89,9 @@ def origin_facts(run: Run) -> Facts:
         names = {"command": f"command of the {stage}", "time": f"{stage} made", "machine": f"machine of the {stage}",
                  "gpus": f"GPUs of the {stage}", "git_commit": f"git commit of the {stage}"}  # fmt: skip
         facts += [(name, made[key]) for key, name in names.items() if key in made]
-        versions = [f"{key.removeprefix('version/')} {value}" for key, value in made.items() if key.startswith("version/")]
+        versions = [
+            f"{key.removeprefix('version/')} {value}" for key, value in made.items() if key.startswith("version/")
+        ]
         facts.append((f"versions of the {stage}", ", ".join(versions)))
     return [(name, str(value)) for name, value in facts if value]
 

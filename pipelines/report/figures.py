@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from msrcnn.metrics.tide import ERRORS
 from pipelines.report.charts import Chart
+from pipelines.report.numbers import DASH, nan_if_none, shown
 from pipelines.report.runs import Run, Training
 
 POINTS = 240
 """Of a curve at most."""
-SMALL = (340, 200)
+SMALL = (290, 180)
 LEVELS = 12
 """Shades of a density."""
 CLASS, MASK, MASKIOU, ORACLE, IDEAL = "c-class", "c-mask", "c-maskiou", "c-oracle", "c-ideal"
@@ -41,17 +42,6 @@ class Figure:
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     run: str = ""
-
-
-def nan_if_none(value: float | None) -> float:
-    """JSON's null as the number that it was."""
-    return math.nan if value is None else float(value)
-
-
-def shown(value: float | None, decimals: int = 3) -> str:
-    """A number; a dash where there is none."""
-    value = nan_if_none(value)
-    return f"{value:.{decimals}f}" if math.isfinite(value) else "–"
 
 
 def run_class(index: int) -> str:
@@ -124,7 +114,7 @@ def _steps_per_epoch(training: Training) -> float:
 def score_bins(run: Run, summary: dict[str, Any]) -> Figure:
     """Fig. 2."""
     bins = summary["bins"]
-    chart = Chart((0, len(bins)), (0, 1))
+    chart = Chart((0, len(bins)), (0, 1), (440, 360))
     chart.axes("true MaskIoU", "mean score", x_ticks=(), grid_x=False)
     for i, b in enumerate(bins):
         for offset, key, css in ((0.14, "class_score", CLASS), (0.5, "mask_score", MASK)):
@@ -132,7 +122,7 @@ def score_bins(run: Run, summary: dict[str, Any]) -> Figure:
                 chart.bar((i + offset, i + offset + 0.36), (0, b[key]), css)
         chart.line([(i, b["low"]), (i + 1, b["high"])], IDEAL)
         middle, _ = chart.at(i + 0.5, 0)
-        chart.text(middle, chart.bottom + 15, f"{b['low']:.1f}–{b['high']:.1f}", "middle")
+        chart.text(middle, chart.bottom + 15, f"{b['low']:.1f}{DASH}{b['high']:.1f}", "middle")
     rows = tuple(
         (f"{b['low']:.1f} to {b['high']:.1f}", f"{b['count']:,}", shown(b["class_score"]), shown(b["mask_score"]))
         for b in bins
@@ -164,7 +154,8 @@ def density(run: Run, summary: dict[str, Any]) -> Figure:
     agreement = summary["maskiou"]
     everything, matched = agreement["all_detections"], agreement["matched"]
     words = (f"Correlation {shown(everything['maskiou_pearson'])} over all {everything['count']:,} detections, "
-             f"{shown(matched['maskiou_pearson'])} over the {matched['count']:,} with true MaskIoU from 0.5 on")  # fmt: skip
+             f"{shown(matched['maskiou_pearson'])} over the {matched['count']:,} with true MaskIoU from 0.5 "
+             "on")  # fmt: skip
     rows = tuple(
         (name, f"{a['count']:,}", shown(a["maskiou_pearson"]), shown(a["maskiou_spearman"]),
          shown(a["class_pearson"]), shown(a["mean_absolute_error"]))
@@ -230,7 +221,7 @@ def calibration(run: Run, summary: dict[str, Any]) -> Figure:
     words = ", ".join(f"{name} off by {shown(error)}" for name, _, error in errors)
     bins = zip(*(summary["calibration"][key]["bins"] for _, _, key in parts), strict=True)
     rows = tuple(
-        (f"{of[0]['low']:.2f}–{of[0]['high']:.2f}", *(f"{shown(b['true'], 2)} ({b['count']:,})" for b in of))
+        (f"{of[0]['low']:.2f}{DASH}{of[0]['high']:.2f}", *(f"{shown(b['true'], 2)} ({b['count']:,})" for b in of))
         for of in bins
     )
     return Figure(
@@ -275,7 +266,8 @@ def tide(run: Run, summary: dict[str, Any]) -> Figure | None:
     )  # fmt: skip
 
 
-def per_run(runs: Iterable[Run]) -> list[Figure]:
+def per_run(runs: Iterable[Run], kinds: Sequence[Callable[[Run, dict[str, Any]], Figure | None]]) -> list[Figure]:
     """What each run has for itself, kind by kind."""
     evaluated = [(run, run.summary) for run in runs if run.summary]
-    return [draw(run, summary) for draw in (score_bins, density, calibration) for run, summary in evaluated]
+    figures = (draw(run, summary) for draw in kinds for run, summary in evaluated)
+    return [figure for figure in figures if figure is not None]

@@ -14,27 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from msrcnn.metrics.coco_ap import METRICS
 from pipelines.report.comparison import Line, Setting, other_data
 from pipelines.report.facts import data_facts, origin_facts, training_facts
 from pipelines.report.figures import (
     PAPER_CORRELATION,
-    nan_if_none,
+    calibration,
+    density,
     per_run,
     precision_recall,
     run_class,
-    shown,
+    score_bins,
     tide,
     training_figures,
 )
+from pipelines.report.numbers import DASH, interval, nan_if_none, percent, points, shown, signed
 from pipelines.report.picks import KINDS
 from pipelines.report.pictures import Picture
 from pipelines.report.published import Published, published_for
 from pipelines.report.runs import Run
-from pipelines.report.tables import category_table, number_rows, percent
-from pipelines.report.verdict import interval, points, verdict
+from pipelines.report.tables import category_table, number_rows
+from pipelines.report.verdict import verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 COCO_VAL = (5000, 80)
@@ -85,14 +86,17 @@ def render(runs: Sequence[Run], found: Found) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"points": points, "interval": interval, "percent": percent, "shown": shown,
-                            "run_class": run_class, "chart": Markup}  # fmt: skip
+    environment.globals |= {
+        "points": points, "interval": interval, "percent": percent, "shown": shown, "signed": signed,
+        "run_class": run_class, "kinds": KINDS, "about": ABOUT, "metrics": METRICS,
+    }  # fmt: skip
     evaluated = [run for run in runs if run.summary]
     return environment.get_template("page.html").render(
-        title=_title(runs), runs=runs, evaluated=evaluated, found=found, kinds=KINDS, about=ABOUT, metrics=METRICS,
-        style=Markup(style), script=Markup(script), policy=policy(style, script), headlines=[_headline(r) for r in runs],
-        other_data=other_data(runs) if len(runs) > 1 else "", training=training_figures(runs), curves=precision_recall(runs),
-        figures=per_run(runs), errors=[f for r in evaluated if r.summary and (f := tide(r, r.summary)) is not None],
+        title=_title(runs), runs=runs, evaluated=evaluated, found=found, style=style, script=script,
+        policy=policy(style, script), headlines=[_headline(run) for run in runs],
+        other_data=other_data(runs) if len(runs) > 1 else "", training=training_figures(runs),
+        curves=precision_recall(runs),
+        figures=per_run(runs, (score_bins, density)), errors=per_run(runs, (calibration, tide)),
         categories=category_table(evaluated, found.instances) if evaluated else None,
         facts=[(run, data_facts(run), training_facts(run.training), origin_facts(run)) for run in runs],
         pictures=[(run, picture) for run in runs for picture in found.pictures.get(run.name, ())],
@@ -141,9 +145,9 @@ def _tiles(summary: Mapping[str, Any], paper: Published | None) -> list[Tile]:
     return [
         Tile("Mask AP", by_mask, f"by mask score; {percent(ap['mask_by_class']['AP'])} by class score, "
              f"{percent(ap['mask_by_oracle']['AP'])} by the oracle", mask, "c-mask"),
-        Tile("Gain by mask score", points(nan_if_none(ap["gain"])), f"95% interval {spread}" if spread else "no interval",
-             gain),
-        Tile("Oracle gap closed", f"{100 * closed:.0f}%" if closed == closed else "–",
+        Tile("Gain by mask score", points(nan_if_none(ap["gain"])),
+             f"95% interval {spread}" if spread else "no interval", gain),
+        Tile("Oracle gap closed", f"{shown(100 * closed, 0)}%" if closed == closed else DASH,
              f"of {points(nan_if_none(ap['oracle_gap']))} AP that perfect MaskIoUs would bring", oracle),
         Tile("Correlation", shown(pearson, 2), "of predicted and true MaskIoU; class score "
              f"{shown(agreement['all_detections']['class_pearson'], 2)}", f"{PAPER_CORRELATION:.2f}" if paper else "",

@@ -1,7 +1,7 @@
 """Which masks are worth looking at: rescued and misled by the mask score, and missed. Nothing but numbers.
 
-rescued  a good mask (true MaskIoU from 0.75 on) that stands, by mask score, among the first G of its category, whose
-         G instances there are to find: ordered by how many worse masks the mask score took it past
+rescued  a good mask (true MaskIoU from 0.75 on) that stands higher by mask score than by class score, and among the
+         first G of its category, which has G instances: ordered by how many worse masks the mask score took it past
 misled   a poor mask (true MaskIoU below 0.5), the highest mask scores first
 missed   an instance that no detection of its category covers by half, the largest first
 
@@ -113,16 +113,16 @@ def _misled(found: npt.NDArray[np.void], ranked: Ranked, number: int) -> list[Pi
 
 def _missed(missed: npt.NDArray[np.void], number: int) -> list[Pick]:
     best = np.lexsort((missed["row"], missed["image_id"], -missed["area"]))[:number]
-    return [
-        Pick("missed", *(int(row[name]) for name in ("category", "group", "image", "image_id", "row")), float(row["area"]))
-        for row in missed[best]
-    ]
+    return [Pick("missed", *_where(row), order=float(row["area"])) for row in missed[best]]
 
 
 def _pick(kind: str, found: npt.NDArray[np.void], ranked: Ranked, index: int, order: float) -> Pick:
-    names = ("category", "group", "image", "image_id", "row")
-    return Pick(kind, *(int(found[name][index]) for name in names), order, int(ranked.rank_class[index]),
-                int(ranked.rank_mask[index]))  # fmt: skip
+    return Pick(kind, *_where(found[index]), order, int(ranked.rank_class[index]), int(ranked.rank_mask[index]))
+
+
+def _where(row: np.void) -> tuple[int, int, int, int, int]:
+    """Category, row group, the image's place in it, its id, and what of the image."""
+    return int(row["category"]), int(row["group"]), int(row["image"]), int(row["image_id"]), int(row["row"])
 
 
 def _ordered(picks: Iterable[Pick]) -> list[Pick]:

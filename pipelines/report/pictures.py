@@ -167,12 +167,12 @@ def drawn(shown: Shown, image: Image.Image, file: str, names: dict[int, str], mo
         if len(jpeg) <= most_bytes:
             break
     width, height = window.size
-    outlines = [outline(rle, shown.truth.height, window) if rle else "" for rle in (found, truth)]
+    of_found, of_truth = (outline(rle, shown.truth.height, window) if rle else "" for rle in (found, truth))
     title, facts, rest = described(shown, names)
     category = names[shown.pick.category]
     text = f"{title} {', '.join(f'{name} {value}' for name, value in facts)}. {rest} Image {file}"
-    return Picture(shown.pick, category, file, b64encode(jpeg).decode(), width, height, *outlines, title, facts, rest,
-                   text)  # fmt: skip
+    data = b64encode(jpeg).decode()
+    return Picture(shown.pick, category, file, data, width, height, of_found, of_truth, title, facts, rest, text)
 
 
 def window_around(rles: Sequence[bytes], truth: ImageTruth) -> Window:
@@ -205,6 +205,7 @@ def described(shown: Shown, names: dict[int, str]) -> tuple[str, tuple[tuple[str
     """Title, facts, and what else there is to say."""
     pick, found = shown.pick, shown.detections
     category = names[pick.category]
+    facts: tuple[tuple[str, str], ...]
     if pick.kind == "missed":
         facts = (("best IoU of its category", f"{shown.overlaps.covered[pick.row]:.2f}"),
                  ("mask area", f"{pick.order:,.0f} px"))  # fmt: skip

@@ -24,7 +24,7 @@ DETECTION = np.dtype([
     ("group", "i4"), ("image", "i4"), ("row", "i4"), ("category", "i4"), ("image_id", "i8"),
     ("class_score", "f8"), ("mask_score", "f8"), ("true", "f8"),
 ])  # fmt: skip
-"""A detection: its row group, the image's place in it, its own place in the image's detections, scores, true MaskIoU."""
+"""A detection: its row group, the image's place in it, its own among the image's detections, scores, true MaskIoU."""
 MISSED = np.dtype([
     ("group", "i4"), ("image", "i4"), ("row", "i4"), ("category", "i4"), ("image_id", "i8"), ("area", "f8"),
     ("covered", "f8"),
@@ -104,4 +104,3 @@ def _missed(group: int, place: int, truth: ImageTruth, covered: np.ndarray) -> n
     rows["row"], rows["category"] = index, truth.categories[index]
     rows["area"], rows["covered"] = truth.areas[index], covered[index]
     return rows
-

@@ -73,9 +73,7 @@ def open_runs(
     Raises:
         InputError: something that is needed is missing, unfinished or of something else.
     """
-    found = tuple(
-        _open(locate(place), _nth(shards, i), _nth(training, i), with_rows) for i, place in enumerate(places)
-    )
+    found = tuple(_open(locate(place), _nth(shards, i), _nth(training, i), with_rows) for i, place in enumerate(places))
     return tuple(replace(run, name=name) for run, name in zip(found, _names(found), strict=True))
 
 
@@ -90,8 +88,8 @@ def _open(place: Location, shards: Place | None, training: Place | None, with_ro
     if UNFINISHED in held:
         raise InputError(f"{place}: the evaluation in it is not finished; give the command that began it again")
     if SUMMARY not in held:
-        raise InputError(f"{place}: no {SUMMARY} in it; give a folder that `msrcnn evaluate` or `msrcnn score` made, or "
-                         "a run directory of `msrcnn train`")  # fmt: skip
+        raise InputError(f"{place}: no {SUMMARY} in it; give a folder that `msrcnn evaluate` or `msrcnn score` made, "
+                         "or a run directory of `msrcnn train`")  # fmt: skip
     summary = _summary(place / SUMMARY)
     behind, notes = _behind(summary, training)
     run = Run(place.name, place, summary, behind, notes=notes)
@@ -163,8 +161,8 @@ def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], s
     except InputError as error:
         raise InputError(f"{error}; --shards says where they are now, --gallery 0 goes without them") from None
     if manifest.fingerprint != run.dataset:
-        raise InputError(f"{place}: other shards than {run.place} was evaluated on ({manifest.fingerprint[:SHORT]}, not "
-                         f"{run.dataset[:SHORT]}); give those with --shards")  # fmt: skip
+        raise InputError(f"{place}: other shards than {run.place} was evaluated on ({manifest.fingerprint[:SHORT]}, "
+                         f"not {run.dataset[:SHORT]}); give those with --shards")  # fmt: skip
     groups = row_groups(manifest)
     run = replace(run, manifest=manifest, groups=tuple(groups))
     folder = run.place / DETECTIONS if DETECTIONS in held else locate(summary.get("rows", run.place / DETECTIONS))

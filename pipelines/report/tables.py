@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from msrcnn.metrics.coco_ap import METRICS
-from pipelines.report.figures import nan_if_none
+from pipelines.report.numbers import DASH, nan_if_none, percent, points
 from pipelines.report.published import Published
 from pipelines.report.runs import Run
-from pipelines.report.verdict import points
 
 RANKED = (("box", "boxes, class score", "c-box"), ("mask_by_class", "masks, class score", "c-class"),
           ("mask_by_mask", "masks, mask score", "c-mask"), ("mask_by_oracle", "masks, oracle", "c-oracle"))  # fmt: skip
@@ -25,12 +24,6 @@ class Cell:
     text: str
     value: float | None = None
     css: str = ""
-
-
-def percent(value: float | None, decimals: int = 1) -> str:
-    """A fraction in percent; a dash where there is none."""
-    number = nan_if_none(value)
-    return f"{100 * number:.{decimals}f}" if math.isfinite(number) else "–"
 
 
 def number_rows(summary: Mapping[str, Any], paper: Published | None) -> list[tuple[str, str, list[str]]]:
@@ -90,11 +83,13 @@ def category_table(runs: Sequence[Run], instances: Mapping[str, int]) -> Categor
     rows = []
     for name in names:
         count = instances.get(name)
-        cells = [Cell("–" if count is None else f"{count:,}", count)]
+        cells = [Cell(DASH if count is None else f"{count:,}", count)]
         first = by_run[0].get(name)
         for index, of in enumerate(by_run):
             category = of.get(name)
-            values = [nan_if_none(category[key]) if category else math.nan for key in ("by_class", "by_mask", "by_oracle")]
+            values = [
+                nan_if_none(category[key]) if category else math.nan for key in ("by_class", "by_mask", "by_oracle")
+            ]
             gain = values[1] - values[0]
             cells += [_cell(v) for v in values] + [_signed(gain)]
             if index and same[index]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from msrcnn.metrics.tide import ERRORS
-from pipelines.report.figures import nan_if_none
+from pipelines.report.numbers import interval, nan_if_none, points
 
 CLOSE, ROUGH = 0.05, 0.15
 """Calibration errors up to which a score can be read as a mask's quality, and as a rough sign of it."""
 SPECIAL = ("FP", "FN")
 """TIDE's kinds that contain the others."""
+
+CONFIDENT = 0.5
 
 Tone = Literal["good", "open", "bad"]
 
@@ -31,20 +33,6 @@ def verdict(summary: dict[str, Any]) -> list[Sentence]:
     """The three findings; fewer where the evaluation lacks the numbers."""
     found = [_ranking(summary), _trust(summary), _lost(summary)]
     return [sentence for sentence in found if sentence is not None]
-
-
-def points(value: float, decimals: int = 1) -> str:
-    """A difference of fractions in percentage points with its sign; a dash where there is none."""
-    if not math.isfinite(value):
-        return "–"
-    rounded = round(100 * value, decimals)
-    return f"{rounded:+.{decimals}f}".replace("-", "−") if rounded else f"{0:.{decimals}f}"
-
-
-def interval(low: float | None, high: float | None, decimals: int = 1) -> str:
-    """Both ends of a 95% interval; empty where there is none."""
-    ends = nan_if_none(low), nan_if_none(high)
-    return f"{points(ends[0], decimals)} to {points(ends[1], decimals)}" if all(map(math.isfinite, ends)) else ""
 
 
 def no_maskiou(summary: dict[str, Any]) -> bool:
@@ -66,7 +54,7 @@ def _ranking(summary: dict[str, Any]) -> Sentence | None:
     spread = interval(low, high)
     measured = f"{points(gain)} AP over the class score" + (
         f" (95% interval {spread}, bootstrap over images)." if spread else "; there is no interval.")  # fmt: skip
-    if math.isfinite(closed):
+    if closed >= 0:
         measured += f" A perfect prediction would bring {points(gap)}: {100 * closed:.0f}% of that is reached."
     if not spread:
         return Sentence("open", question, "Not known", measured)
@@ -74,36 +62,28 @@ def _ranking(summary: dict[str, Any]) -> Sentence | None:
         return Sentence("good", question, "Yes", measured)
     if nan_if_none(high) < 0:
         return Sentence("bad", question, "No, worse", measured)
-    return Sentence("open", question, "Not shown", f"{measured} The interval holds 0: on these images it may be chance.")
+    return Sentence(
+        "open", question, "Not shown", f"{measured} The interval holds 0: on these images it may be chance."
+    )
 
 
 def _trust(summary: dict[str, Any]) -> Sentence | None:
-    question = "Can the scores be trusted?"
-    calibration = summary["calibration"]
-    error = {name: nan_if_none(calibration[name]["error"]) for name in ("class_score", "maskiou", "mask_score")}
-    if not math.isfinite(error["mask_score"]):
-        return None
-    best = "mask score" if error["mask_score"] <= error["class_score"] else "class score"
-    off = (f"Read as the true MaskIoU, the mask score is off by {error['mask_score']:.2f} on average, the class score by "
-           f"{error['class_score']:.2f}, the predicted MaskIoU by {error['maskiou']:.2f}.")  # fmt: skip
-    confident = _confident(calibration["mask_score"]["bins"])
-    if error["mask_score"] <= CLOSE:
-        return Sentence("good", question, "As numbers, yes", f"{off} {confident}")
-    if error["mask_score"] <= ROUGH:
-        return Sentence("open", question, "Roughly", f"{off} {confident}")
-    return Sentence("bad", question, "As an order, not as numbers", f"{off} {confident} The {best} is the closer one.")
-
-
-def _confident(bins: list[dict[str, Any]]) -> str:
-    """How the confident half of a score, which people look at, compares with the truth."""
-    upper = [b for b in bins if b["count"] and b["low"] >= 0.5]
+    """By the scores that people look at: low ones are most of all detections, and nobody reads them as numbers."""
+    question = f"Can scores from {CONFIDENT} on be trusted?"
+    upper = [b for b in summary["calibration"]["mask_score"]["bins"] if b["count"] and b["low"] >= CONFIDENT]
     number = sum(b["count"] for b in upper)
     if not number:
-        return "No detection has a mask score above 0.5."
+        return Sentence("bad", question, "There are none", "No detection has a mask score so high.")
     score, true = (sum(b["count"] * b[key] for b in upper) / number for key in ("score", "true"))
-    side = "too much" if score - true > 0.02 else "too little" if true - score > 0.02 else "what they keep"
-    return (f"Scores from 0.5 on promise {side}: mean {score:.2f}, mean true MaskIoU {true:.2f}, {number:,} "
-            "detections.")  # fmt: skip
+    error = sum(b["count"] * abs(b["score"] - b["true"]) for b in upper) / number
+    side = "too much" if score - true > 0.02 else "too little" if true - score > 0.02 else "what it keeps"
+    overall = nan_if_none(summary["calibration"]["mask_score"]["error"])
+    why = (f"Read as the true MaskIoU, mask scores that high are off by {error:.2f} on average. They promise {side}: "
+           f"mean {score:.2f}, true MaskIoU {true:.2f}, {number:,} detections. All mask scores together are off by "
+           f"{overall:.2f}.")  # fmt: skip
+    if error <= CLOSE:
+        return Sentence("good", question, "Yes", why)
+    return Sentence("open", question, "Roughly", why) if error <= ROUGH else Sentence("bad", question, "No", why)
 
 
 def _lost(summary: dict[str, Any]) -> Sentence | None:

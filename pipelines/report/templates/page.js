@@ -60,21 +60,23 @@ function filterCategories() {
 }
 
 function filterGallery(gallery) {
-  const pictures = [...gallery.querySelectorAll(".picture")];
-  const chosen = () => ({
-    kind: gallery.querySelector("input[name=kind]:checked").value,
-    category: byId("gallery-category").value,
-    run: byId("gallery-run")?.value ?? "",
-  });
+  const FEW = 12; // of each kind, until more are asked for or a category is chosen
+  const sections = [...gallery.querySelectorAll(".kind")], pictures = [...gallery.querySelectorAll(".picture")];
   const apply = () => {
-    const wanted = Object.entries(chosen()).filter(([, value]) => value);
+    const kind = gallery.querySelector("input[name=kind]:checked").value;
+    const wanted = { category: byId("gallery-category").value, run: byId("gallery-run")?.value ?? "" };
+    const filters = Object.entries(wanted).filter(([, value]) => value);
     let count = 0;
-    for (const picture of pictures) {
-      picture.hidden = !wanted.every(([name, value]) => picture.dataset[name] === value);
-      count += !picture.hidden;
-    }
-    for (const section of gallery.querySelectorAll(".kind")) {
-      section.hidden = chosen().kind !== "" && section.dataset.kind !== chosen().kind;
+    for (const section of sections) {
+      section.hidden = kind !== "" && section.dataset.kind !== kind;
+      const all = [...section.querySelectorAll(".picture")];
+      const right = all.filter((picture) => filters.every(([name, value]) => picture.dataset[name] === value));
+      const few = right.slice(0, wanted.category || section.dataset.all ? Infinity : FEW);
+      for (const picture of all) picture.hidden = section.hidden || !few.includes(picture);
+      const more = section.querySelector(".more");
+      more.hidden = few.length === right.length;
+      more.textContent = `Show all ${right.length}`;
+      if (!section.hidden) count += few.length;
     }
     byId("gallery-count").textContent = `${count} of ${pictures.length} pictures`;
   };
@@ -82,6 +84,13 @@ function filterGallery(gallery) {
     const show = event.target.dataset.show;
     if (show) gallery.classList.toggle(show, event.target.checked); else apply();
   });
+  for (const section of sections) section.querySelector(".more").addEventListener("click", () => {
+    const next = section.querySelectorAll(".picture:not([hidden])").length;
+    section.dataset.all = "yes";
+    apply();
+    section.querySelectorAll(".picture:not([hidden]) .enlarge")[next]?.focus(); // the button that was pressed is gone
+  });
+  apply();
 }
 
 function enlarge(gallery) {
