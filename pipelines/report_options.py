@@ -27,9 +27,9 @@ class ReportConfig:
     """where the shards are now, if not where the evaluation found them: one place for all runs, or one for each"""
     training: tuple[str | Path, ...] = ()
     """likewise the run directories of the trainings"""
-    gallery: int = 60
+    gallery: int = 80
     """pictures of each kind, over all runs at most; 0: none, and neither shards nor detections are read"""
-    bootstrap: int = 1000
+    bootstrap: int = 300
     """resamplings of the images for the intervals of differences between runs; 0: none"""
     seed: int = 0
     """of the resamplings"""

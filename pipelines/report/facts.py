@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines.data import LARGE, SMALL, read_columns
@@ -84,16 +85,17 @@ def origin_facts(run: Run) -> Facts:
                                     ("SHA-256 of the model", summary.get("model_sha256", "")[:SHORT])]  # fmt: skip
     if "seconds" in summary:
         facts.append(("evaluated or scored in", duration(summary["seconds"])))
-    for stage, made in (("evaluation", summary.get("made", {})),
-                        ("training", run.training.record.made if run.training else {})):  # fmt: skip
-        names = {"command": f"command of the {stage}", "time": f"{stage} made", "machine": f"machine of the {stage}",
-                 "gpus": f"GPUs of the {stage}", "git_commit": f"git commit of the {stage}"}  # fmt: skip
-        facts += [(name, made[key]) for key, name in names.items() if key in made]
-        versions = [
-            f"{key.removeprefix('version/')} {value}" for key, value in made.items() if key.startswith("version/")
-        ]
-        facts.append((f"versions of the {stage}", ", ".join(versions)))
+    facts += made_facts(summary.get("made", {}), " of the evaluation")
+    facts += made_facts(run.training.record.made if run.training else {}, " of the training")
     return [(name, str(value)) for name, value in facts if value]
+
+
+def made_facts(made: Mapping[str, str], of: str = "") -> Facts:
+    """What `pipelines.provenance.made` says; `of` goes behind the names."""
+    names = {"command": "command", "time": "time", "machine": "machine", "gpus": "GPUs", "git_commit": "git commit"}
+    versions = [f"{key.removeprefix('version/')} {value}" for key, value in made.items() if key.startswith("version/")]
+    facts = [(f"{name}{of}", made[key]) for key, name in names.items() if key in made]
+    return [*facts, (f"versions{of}", ", ".join(versions))] if versions else facts
 
 
 def _counts(counted: dict[str, int]) -> str:

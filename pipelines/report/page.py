@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from msrcnn.metrics.coco_ap import METRICS
 from pipelines.report.comparison import Line, Setting, other_data
-from pipelines.report.facts import data_facts, origin_facts, training_facts
+from pipelines.report.facts import data_facts, made_facts, origin_facts, training_facts
 from pipelines.report.figures import (
     PAPER_CORRELATION,
     calibration,
@@ -99,6 +99,7 @@ def render(runs: Sequence[Run], found: Found) -> str:
         figures=per_run(runs, (score_bins, density)), errors=per_run(runs, (calibration, tide)),
         categories=category_table(evaluated, found.instances) if evaluated else None,
         facts=[(run, data_facts(run), training_facts(run.training), origin_facts(run)) for run in runs],
+        page_facts=made_facts(found.made),
         pictures=[(run, picture) for run in runs for picture in found.pictures.get(run.name, ())],
     )  # fmt: skip
 

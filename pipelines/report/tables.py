@@ -91,15 +91,15 @@ def category_table(runs: Sequence[Run], instances: Mapping[str, int]) -> Categor
                 nan_if_none(category[key]) if category else math.nan for key in ("by_class", "by_mask", "by_oracle")
             ]
             gain = values[1] - values[0]
-            cells += [_cell(v) for v in values] + [_signed(gain)]
+            cells += [_cell(values[0], "first"), *map(_cell, values[1:]), _signed(gain)]
             if index and same[index]:
                 cells.append(_signed(values[1] - (nan_if_none(first["by_mask"]) if first else math.nan)))
         rows.append((name, tuple(cells)))
     return CategoryTable(tuple(groups) if several else (), tuple(head), tuple(rows))
 
 
-def _cell(value: float) -> Cell:
-    return Cell(percent(value), value if math.isfinite(value) else None)
+def _cell(value: float, css: str = "") -> Cell:
+    return Cell(percent(value), value if math.isfinite(value) else None, css)
 
 
 def _signed(value: float) -> Cell:

@@ -60,7 +60,7 @@ function filterCategories() {
 }
 
 function filterGallery(gallery) {
-  const FEW = 12; // of each kind, until more are asked for or a category is chosen
+  const FEW = innerWidth < 600 ? 6 : 12; // of each kind, until more are asked for or a category is chosen
   const sections = [...gallery.querySelectorAll(".kind")], pictures = [...gallery.querySelectorAll(".picture")];
   const apply = () => {
     const kind = gallery.querySelector("input[name=kind]:checked").value;

@@ -191,6 +191,6 @@ def test_a_training_alone_has_its_curves_and_last_validation(made, tmp_path):
     page = reported(tmp_path / "report.html", made.training)
     values = {tile.all(css="name")[0].text: tile.all(css="value")[0].text for tile in page.all("li", css="tile")}
     assert values["Mask AP"] == "33.0"
-    assert "Loss: maskiou" in page.text
+    assert "Loss: MaskIoU" in page.text
     assert not page.all("section", id="gallery")
     assert json.loads((made.training / "run.json").read_text())["mlflow_run"] in page.text
