@@ -61,6 +61,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def wait(self, expression: str) -> None:
+        """Until it is true: events come after the key that caused them."""
+        deadline = time.monotonic() + 5
+        while not self.value(expression):
+            assert time.monotonic() < deadline, f"{expression}: does not become true"
+            time.sleep(0.01)
+
     def press(self, key: str, times: int = 1) -> None:
         """A key, down and up."""
         for _ in range(times):

@@ -49,15 +49,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of all runs; empty where a run has none."""
+    """A setting of all runs: empty where a run's training has none, None where no training is known."""
 
     name: str
-    values: tuple[str, ...]
+    values: tuple[str | None, ...]
 
     @property
     def differs(self) -> bool:
-        """Whether not all runs have the same."""
-        return len(set(self.values)) > 1
+        """Whether not all trainings have the same."""
+        return len({value for value in self.values if value is not None}) > 1
 
 
 NUMBERS: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
@@ -106,8 +106,9 @@ def lines_of(runs: Sequence[Run], intervals: Mapping[tuple[int, str], Difference
 def intervals_of(
     runs: Sequence[Run], states: Mapping[int, CocoAP], bootstrap: int, seed: int, log: Callable[[str], None]
 ) -> dict[tuple[int, str], Difference]:
-    """The differences to the first run that have an interval, by run and ranking: about 40 microseconds an image and
-    resampling, three times for each run.
+    """The differences to the first run that have an interval, by run and ranking.
+
+    A resampling of 5,000 images with 100 detections each takes 0.08 s on two cores, 300 of them a minute for each run.
 
     Args:
         runs: the first is what the others are compared with.
@@ -132,9 +133,9 @@ def intervals_of(
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
     """The settings of the trainings, by dotted name; those that differ first."""
-    flat = [flatten(run.training.record.settings) if run.training else {} for run in runs]
-    names = list(dict.fromkeys(name for of in flat for name in of))
-    found = [Setting(name, tuple(_text(of[name]) if name in of else "" for of in flat)) for name in names]
+    flat = [flatten(run.training.record.settings) if run.training else None for run in runs]
+    names = list(dict.fromkeys(name for of in flat for name in of or ()))
+    found = [Setting(name, tuple(_value(of, name) for of in flat)) for name in names]
     return sorted(found, key=lambda setting: not setting.differs)
 
 
@@ -147,5 +148,8 @@ def other_data(runs: Sequence[Run]) -> str:
             "by side, but no difference is taken.")  # fmt: skip
 
 
-def _text(value: Any) -> str:
+def _value(settings: Mapping[str, Any] | None, name: str) -> str | None:
+    if settings is None:
+        return None
+    value = settings.get(name, "")
     return "none" if value is None else str(value)

@@ -44,7 +44,8 @@ ABOUT = {
     "rescued": "Good masks (true MaskIoU from 0.75 on) that the mask score took past worse ones, most of these first; "
     "by mask score they stand among the first as many of their category as it has instances.",
     "misled": "Poor masks (true MaskIoU below 0.5) with the highest mask scores: where the score is wrong.",
-    "missed": "Instances that no detection of their category covers with IoU 0.5, the largest first.",
+    "missed": "Instances that no detection of their category covers with IoU 0.5, large ones that nothing comes near "
+    "first.",
 }
 
 

@@ -3,7 +3,8 @@
 rescued  a good mask (true MaskIoU from 0.75 on) that stands higher by mask score than by class score, and among the
          first G of its category, which has G instances: ordered by how many worse masks the mask score took it past
 misled   a poor mask (true MaskIoU below 0.5), the highest mask scores first
-missed   an instance that no detection of its category covers by half, the largest first
+missed   an instance that no detection of its category covers by half: large ones first, and those that nothing comes
+         near, by area times what their best IoU lacks of 0.5
 
 Ranks are over all detections of a category; equal scores stand as in `CocoAP`: by image id, then as stored.
 """
@@ -34,7 +35,8 @@ class Pick:
         image: the image's place in the row group.
         image_id: the image's id.
         row: which detection of the image, or, if missed, which instance.
-        order: what picks of a kind are ordered by, the highest first: masks passed, mask score, area in pixels.
+        order: what picks of a kind are ordered by, the highest first: masks passed, mask score, area in pixels times
+            the share of IoU 0.5 that is lacking.
         rank_class: of a detection in its category by class score, from 1; 0 for an instance.
         rank_mask: likewise by mask score.
     """
@@ -112,8 +114,9 @@ def _misled(found: npt.NDArray[np.void], ranked: Ranked, number: int) -> list[Pi
 
 
 def _missed(missed: npt.NDArray[np.void], number: int) -> list[Pick]:
-    best = np.lexsort((missed["row"], missed["image_id"], -missed["area"]))[:number]
-    return [Pick("missed", *_where(row), order=float(row["area"])) for row in missed[best]]
+    order = missed["area"] * (1 - missed["covered"] / MATCHED_IOU)
+    best = np.lexsort((missed["row"], missed["image_id"], -order))[:number]
+    return [Pick("missed", *_where(missed[i]), order=float(order[i])) for i in best.tolist()]
 
 
 def _pick(kind: str, found: npt.NDArray[np.void], ranked: Ranked, index: int, order: float) -> Pick:

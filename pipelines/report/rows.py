@@ -1,8 +1,8 @@
 """One pass over the stored rows: what the gallery is chosen from, and the AP states that runs are compared by.
 
 Row groups are read one after the other, without their images. What stays are 48 bytes a detection, 40 a missed
-instance, and for a comparison about 1 kB a detection (`pipelines.scoring.PartialScores`): COCO val2017 with 500,000
-detections takes 24 MB alone and 0.5 GB for each run that is compared.
+instance, and for a comparison some hundred bytes a detection (`pipelines.scoring.PartialScores`): 500,000 detections
+take 24 MB alone, and 0.2 GB more for each run that is compared.
 """
 
 from __future__ import annotations

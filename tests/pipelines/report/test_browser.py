@@ -127,8 +127,8 @@ def test_the_gallery_by_keyboard(browser: Browser, page, width):
     assert browser.value("document.querySelector('#viewer-body svg').getAttribute('aria-label')") != first
     assert browser.value("document.querySelector('#viewer').getBoundingClientRect().right <= innerWidth")
     browser.press("Escape")
-    assert not browser.value("document.querySelector('#viewer').open")
-    assert browser.value(f"{PICTURES}[1].contains(document.activeElement)")
+    browser.wait("!document.querySelector('#viewer').open")
+    browser.wait(f"{PICTURES}[1].contains(document.activeElement)")
     assert browser.complaints == []
 
 
