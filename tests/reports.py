@@ -24,6 +24,12 @@ from pipelines.storage import locate
 from tests.stored_scenes import write_detections, write_shards
 
 CATEGORIES = ((18, "dog"), (44, "bottle"), (62, "chair"))
+HOSTILE = (
+    (1, "<script>document.title='owned'</script>"),
+    (2, '"></svg><img src=x onerror=alert(1)>&amp;'),
+    (3, "</script><!-- {{ 7 * 7 }} {% raw %}"),
+)
+"""Names of categories that would do harm if they were not escaped."""
 VOID = {"meta", "br", "img", "input", "link", "image", "path", "rect", "circle"}
 
 

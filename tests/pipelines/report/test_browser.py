@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
 from pipelines.report.command import report
 from pipelines.report_options import ReportConfig
 from tests.browser import Browser, chromium
+from tests.reports import HOSTILE, write_data, write_evaluation
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium to open the page")
 
@@ -147,6 +149,21 @@ def test_more_pictures_and_other_colours_by_keyboard(browser: Browser, page):
     assert browser.value(f"document.activeElement === document.querySelectorAll('{of_kind} .enlarge')[12]")
     assert browser.complaints == []
     browser.value("localStorage.clear()")
+
+
+def test_names_from_data_stay_text(browser: Browser, tmp_path, make_scene):
+    scenes = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(1, 5)]
+    write_evaluation(tmp_path / "run", write_data(tmp_path / "shards", scenes, HOSTILE), scenes)
+    report(ReportConfig((tmp_path / "run",), tmp_path / "report.html"), lambda _: None)
+    browser.open(tmp_path / "report.html", 1280, dark=False)
+    assert browser.value("document.title") == "scenes: run"
+    assert browser.value("document.querySelectorAll('script').length") == 1
+    assert browser.value("document.querySelectorAll('img').length") == 0
+    assert browser.value(f"{SHOWN}.map(r => r.dataset.name)") == [name for _, name in HOSTILE]
+    browser.tab_to(".enlarge")
+    browser.press("Enter")
+    assert browser.value("document.querySelector('#viewer-title').textContent").endswith(HOSTILE[0][1])
+    assert browser.complaints == []
 
 
 def test_everything_is_there_without_the_script(browser: Browser, page):

@@ -15,7 +15,7 @@ from pipelines.report.numbers import DASH, MINUS
 from pipelines.report_options import ReportConfig
 from pipelines.storage import locate
 from tests.object_store import object_store
-from tests.reports import Node, read_page, write_data, write_evaluation
+from tests.reports import HOSTILE, Node, read_page, write_data, write_evaluation
 
 LIMIT = 5_000_000
 
@@ -150,13 +150,6 @@ def assert_harmless(path: Path) -> None:
     assert "default-src 'none'" in page.all("meta", http_equiv="Content-Security-Policy")[0].attributes["content"]
 
 
-HOSTILE = (
-    (1, "<script>document.title='owned'</script>"),
-    (2, '"></svg><img src=x onerror=alert(1)>&amp;'),
-    (3, "</script><!-- {{ 7 * 7 }} {% raw %}"),
-)
-
-
 def test_names_from_data_do_nothing(tmp_path, make_scene):
     scenes = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(1, 5)]
     shards = write_data(tmp_path / "shards", scenes, HOSTILE)
@@ -173,6 +166,31 @@ def test_names_from_data_do_nothing(tmp_path, make_scene):
 def test_the_page_loads_nothing(made, tmp_path):
     reported(tmp_path / "report.html", made.first, made.second, bootstrap=0)
     assert_harmless(tmp_path / "report.html")
+
+
+def test_what_there_is_nothing_of(tmp_path, make_scene):
+    """No instance, no detection, or neither: no number, and a page all the same."""
+    for name, instances, detections in (("no-truth", 0, 4), ("no-detections", 4, 0), ("nothing", 0, 0)):
+        scenes = [make_scene(i, np.random.default_rng(i), instances, detections, 3) for i in range(1, 4)]
+        shards = write_data(tmp_path / f"shards-{name}", scenes)
+        write_evaluation(tmp_path / name, shards, scenes)
+        page = reported(tmp_path / f"{name}.html", tmp_path / name)
+        assert page.all("section", id="categories")
+        kinds = {p.attributes["data-kind"] for p in page.all("li", css="picture")}
+        assert kinds == {"no-truth": {"misled"}, "no-detections": {"missed"}, "nothing": set()}[name]
+        if name != "no-detections":
+            assert page.all("li", css="tile")[0].all(css="value")[0].text == DASH
+        assert "nan" not in page.text.replace("<b>", "").lower().split()
+
+
+def test_further_heads_have_a_line_each(made, tmp_path):
+    copy = tmp_path / "heads"
+    copy.mkdir()
+    summary = made.summaries[0] | {"heads": {"input=b": made.summaries[1]}}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    rows = table(reported(tmp_path / "report.html", copy, gallery=0), "numbers")
+    expected = [percent(made.summaries[1]["ap"]["mask_by_mask"][metric]) for metric in METRICS]
+    assert ["masks, mask score of head input=b", *expected] in rows
 
 
 def test_behind_urls(made, tmp_path):
