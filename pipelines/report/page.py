@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from msrcnn.metrics.coco_ap import METRICS
 from pipelines.report.comparison import Line, Setting, other_data
+from pipelines.report.curves import training_figures
 from pipelines.report.facts import data_facts, made_facts, origin_facts, training_facts
 from pipelines.report.figures import (
     PAPER_CORRELATION,
@@ -27,7 +28,6 @@ from pipelines.report.figures import (
     run_class,
     score_bins,
     tide,
-    training_figures,
 )
 from pipelines.report.numbers import DASH, interval, nan_if_none, percent, points, shown, signed
 from pipelines.report.picks import KINDS

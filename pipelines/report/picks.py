@@ -99,7 +99,7 @@ def _rescued(found: npt.NDArray[np.void], ranked: Ranked, instances: int, number
     candidates = np.flatnonzero((found["true"] >= GOOD_IOU) & (ranked.rank_mask <= instances) & (up > 0))
     true, rank_mask = found["true"][ranked.by_class], ranked.rank_mask[ranked.by_class]
     passed = np.zeros(len(candidates), dtype=np.int64)
-    for i, candidate in enumerate(candidates):  # linear in the ranks above: 2 s for 11,000 people among 100,000
+    for i, candidate in enumerate(candidates):  # linear in the ranks above: 0.2 s for 11,000 instances
         above = slice(ranked.rank_class[candidate] - 1)
         passed[i] = np.sum((rank_mask[above] > ranked.rank_mask[candidate]) & (true[above] < found["true"][candidate]))
     best = candidates[np.lexsort((found["row"][candidates], found["image_id"][candidates], -passed))]

@@ -109,7 +109,7 @@ def test_settings_that_differ_are_marked(page):
 
 def test_curves_of_both_runs_lie_over_each_other(page):
     total = next(f for f in page.all("figure", css="figure") if f.all("h3")[0].text == "Loss: total")
-    assert [item.text for item in total.all("li")] == ["first: loss", "second: loss"]
+    assert [item.text for item in total.all("li")] == ["first", "second"]
     assert len(total.all("path", css="line")) == 2
 
 
