@@ -9,6 +9,9 @@ import tyro
 
 from msrcnn.config import require
 
+MOST_PICTURES = 160
+"""Of each kind, so that a page stays under 5 MB."""
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -36,7 +39,9 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "RUNS", "nothing", "one or more folders that `msrcnn evaluate` made")
-        for name in ("gallery", "bootstrap", "seed"):
+        good = 0 <= self.gallery <= MOST_PICTURES
+        require(good, "--gallery", self.gallery, f"0 to {MOST_PICTURES}, for the page's size")
+        for name in ("bootstrap", "seed"):
             require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
         for name in ("shards", "training"):
             number = len(getattr(self, name))

@@ -120,8 +120,9 @@ def test_options():
         InputError, match="--shards = '2 places' is not accepted; it must be one place, or one for each"
     ):
         ReportConfig(("a", "b", "c"), shards=("d", "e"))
-    with pytest.raises(InputError, match="--gallery"):
-        ReportConfig(("a",), gallery=-1)
+    for number in (-1, 161):
+        with pytest.raises(InputError, match=f"--gallery = {number} is not accepted; it must be 0 to 160"):
+            ReportConfig(("a",), gallery=number)
 
 
 def test_out_that_is_a_folder(made, tmp_path):
