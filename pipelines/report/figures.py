@@ -176,7 +176,7 @@ def tide(run: Run, summary: dict[str, Any]) -> Figure | None:
         return None
     values = [100 * nan_if_none(lost[by][kind]) for by in ("by_class", "by_mask") for kind in ERRORS]
     most = max([1.0, *(v for v in values if math.isfinite(v))])
-    chart = Chart((0, most * 1.12), (0, len(ERRORS)), (440, 36 * len(ERRORS) + 44), left=162)
+    chart = Chart((0, most * 1.12), (0, len(ERRORS)), (440, 36 * len(ERRORS) + 44), left=178)
     for row, (kind, text) in enumerate(ERRORS.items()):
         top = len(ERRORS) - row
         for offset, by, css in ((0.1, "by_class", CLASS), (0.48, "by_mask", MASK)):

@@ -48,6 +48,13 @@ CONTRAST = """
 })()
 """
 
+CLIPPED = """
+[...document.querySelectorAll('.chart text:not([transform])')].filter((text) => {
+  const box = text.getBBox(), {width} = text.ownerSVGElement.viewBox.baseVal;
+  return box.x < 0 || box.x + box.width > width;
+}).map((text) => text.textContent)
+"""
+
 
 @pytest.fixture(scope="module")
 def page(made, tmp_path_factory):
@@ -69,6 +76,7 @@ def test_it_fits_and_can_be_read(browser: Browser, page, width, dark):
     assert browser.value("document.scrollingElement.scrollWidth <= innerWidth")
     assert browser.value("getComputedStyle(document.body).colorScheme") in (("dark",) if dark else ("light",))
     assert browser.value(CONTRAST) == []
+    assert browser.value(CLIPPED) == []
     assert browser.complaints == []
     assert browser.requests == [page.as_uri()]
 
