@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "numpy", "pycoco
 LOCK = "requirements.lock"
 COMMIT = ".commit"
 """File in the package that names the commit: there is no git where it goes."""
-ENDINGS = (".py", ".toml")
+ENDINGS = (".py", ".toml", ".html", ".css", ".js")
 
 
 def sources(root: Path = ROOT) -> list[Path]:

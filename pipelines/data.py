@@ -51,10 +51,10 @@ def read_columns(manifest: Manifest) -> Columns:
     def read(path: str) -> Columns:
         table = open_parquet(path).read(columns=COLUMNS)
         instances = pa.chunked_array(table["instances"].chunks, table["instances"].type)
-        flat = pa.Table.from_struct_array(pc.list_flatten(instances))
+        flat = pc.list_flatten(instances)  # without an instance no table could be made of it
         return Columns(
             table["height"].to_numpy(), table["width"].to_numpy(), pc.list_value_length(instances).to_numpy(),
-            flat["category"].to_numpy(), flat["area"].to_numpy(), flat["iscrowd"].to_numpy(),
+            *(pc.struct_field(flat, name).to_numpy() for name in ("category", "area", "iscrowd")),
         )  # fmt: skip
 
     with ThreadPoolExecutor(8) as pool:

@@ -10,12 +10,12 @@ tide                  what AP50 is lost to, on a sample of the images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msrcnn.metrics.coco_ap import CocoAP
+from msrcnn.metrics.coco_ap import PrecisionRecall
 from msrcnn.metrics.quality import MaskIoUQuality
 from msrcnn.metrics.tide import tide_errors
 from msrcnn.rows import ImageDetections, ImageTruth
@@ -32,8 +32,8 @@ TIDE_IMAGES = 2000
 
 
 def draw(
-    evaluated: Evaluated, scores: PartialScores, summary: Summary, seed: int, folder: Location,
-    log: Callable[[str], None],
+    evaluated: Evaluated, scores: PartialScores, summary: Summary, curves: Sequence[PrecisionRecall], seed: int,
+    folder: Location, log: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the figures into `folder`.
 
@@ -44,14 +44,16 @@ def draw(
 
     folder.make_folder()
     tide = tide_of_sample(evaluated, seed)
-    for name, figure in figures(scores, summary, tide):
+    for name, figure in figures(scores, summary, curves, tide):
         for kind, data in rendered(figure).items():
             (folder / f"{name}.{kind}").write(data)
     log(f"figures in {folder}; errors told apart on {tide['images']} of {evaluated.manifest.rows} images (seed {seed})")
     return tide
 
 
-def figures(scores: PartialScores, summary: Summary, tide: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+def figures(
+    scores: PartialScores, summary: Summary, curves: Sequence[PrecisionRecall], tide: dict[str, Any]
+) -> Iterator[tuple[str, Figure]]:
     """Name and figure, one after the other."""
     from msrcnn.metrics import figures as drawn
 
@@ -60,7 +62,7 @@ def figures(scores: PartialScores, summary: Summary, tide: dict[str, Any]) -> It
     yield "score_bins", drawn.score_bins_figure(summary.bins)
     yield "density", drawn.density_figure(quality.density(False), agreement.all_detections.maskiou_pearson, False)
     yield "density_matched", drawn.density_figure(quality.density(True), agreement.matched.maskiou_pearson, True)
-    yield "precision_recall", drawn.precision_recall_figure(CocoAP.from_bytes(scores.ap).curves())
+    yield "precision_recall", drawn.precision_recall_figure(curves)
     yield "category_gain", drawn.category_gain_figure(summary.ap.per_category)
     yield "calibration", drawn.calibration_figure(summary.calibration)
     yield "tide", drawn.tide_figure(tide["by_class"], tide["by_mask"], tide["images"])

@@ -77,7 +77,9 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
                 detections = _detections(config, manifest, groups, DetectJob(
                     weights.url, out / DETECTIONS, origin, config.batch), log)  # fmt: skip
                 scores = score_all(manifest, groups, detections, log)
-            evaluated, made_from = Evaluated(manifest, groups, detections), {"model": str(weights)}
+            seconds = round(time.monotonic() - began, 1)
+            evaluated = Evaluated(manifest, groups, detections)
+            made_from = {"model": str(weights), "seconds": seconds}
             summary = report(evaluated, scores, config, out, made_from, log)
         except BaseException:
             tracker.close("FINISHED" if joined else "FAILED")  # the training that the run belongs to did not fail

@@ -32,10 +32,13 @@ class Progress:
         total: images.
         log: takes the lines.
         clock: seconds.
+        unit: what is counted, if not images.
     """
 
-    def __init__(self, total: int, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.log, self.clock = total, log, clock
+    def __init__(
+        self, total: int, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic, unit: str = "images"
+    ) -> None:
+        self.total, self.log, self.clock, self.unit = total, log, clock, unit
         self.done = 0
         self._began = self._logged = clock()
         self._first: tuple[float, int] | None = None  # when the first result came, and its images
@@ -59,4 +62,4 @@ class Progress:
         since, before = (first, images) if now - first >= LEAST_SECONDS else (self._began, 0)
         rate = (self.done - before) / max(now - since, 1e-3)
         left = duration(max(0, self.total - self.done) / rate) if rate else "?"
-        self.log(f"{self.done}/{self.total} images, {rate:.1f} images/s, {left} left")
+        self.log(f"{self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left} left")

@@ -1,15 +1,19 @@
-"""Which program ran: the commit of its source tree and the versions of what it stands on."""
+"""Which program ran, how it was called and where: commit, versions, command, machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from cluster.package import COMMIT, PACKAGES, ROOT, SOURCES
 from msrcnn import __version__
+from pipelines.storage import without_password
 
 WATCHED = (*SOURCES, "pyproject.toml")
 """What of the tree is the program: runs and data beside it are nobody's changes."""
@@ -57,3 +61,24 @@ def provenance() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return values
+
+
+def command() -> str:
+    """The command line of this process, passwords in URLs left out; empty where it is none of ours, as in a worker."""
+    name, *arguments = sys.argv or [""]
+    if Path(name).name not in ("msrcnn", "__main__.py"):
+        return ""
+    return without_password(shlex.join(["msrcnn", *arguments]))
+
+
+def made() -> dict[str, str]:
+    """What a result stores about how it came about: `provenance`, command, time (UTC), and the driver's machine."""
+    cores = f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}"
+    gpus = ""
+    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
+        gpus = ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))
+    values = {
+        "command": command(), "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "machine": cores, "gpus": gpus,
+        **provenance(),
+    }  # fmt: skip
+    return {name: value for name, value in values.items() if value}

@@ -15,18 +15,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from msrcnn.errors import InputError
+from msrcnn.metrics.coco_ap import CocoAP
+from msrcnn.metrics.quality import MaskIoUQuality
 from pipelines.detection_parts import StoredDetections
 from pipelines.drawing import draw
 from pipelines.manifest import Manifest
+from pipelines.provenance import made
 from pipelines.reading import RowGroup
 from pipelines.scoring import PartialScores, Summary, summarise, summary_metrics
 from pipelines.scoring_options import ReportOptions
-from pipelines.storage import ASIDE, Location, explained, on_disk
+from pipelines.storage import ASIDE, Location, explained, locate, on_disk
 from pipelines.summary_table import summary_lines
 from pipelines.tracking import Tracker
 
 FIGURES = "figures"
 SUMMARY = "summary.json"
+DENSITY_CELLS = 50
+"""A side of the joint histogram of predicted and true MaskIoU that is stored."""
 UNFINISHED = ".unfinished"
 """Marks a folder whose evaluation has not ended: the same command goes on in it."""
 
@@ -102,13 +107,26 @@ def report(
     for line in summary_lines(summary):
         log(line)
     tide: dict[str, Any] | None = None
+    curves = CocoAP.from_bytes(scores.ap).curves()
     if wanted.figures and math.isfinite(summary.ap.mask_by_class["AP"]):  # else there is no truth to compare with
-        tide = draw(evaluated, scores, summary, wanted.seed, out / FIGURES, log)
+        tide = draw(evaluated, scores, summary, curves, wanted.seed, out / FIGURES, log)
     origin = evaluated.detections.origin
-    value = {**made_from, "model_sha256": origin.model, "shards": origin.dataset, **plain(asdict(summary)),
-             "tide": plain(tide)}  # fmt: skip
+    value = {
+        "made": made(), **made_from, "shards_folder": str(locate(evaluated.manifest.folder)),
+        "model_sha256": origin.model, "shards": origin.dataset, **plain(asdict(summary)), "tide": plain(tide),
+        "curves": plain([asdict(curve) for curve in curves]), "density": density_of(scores),
+    }  # fmt: skip
     (out / SUMMARY).write((json.dumps(value, indent=1) + "\n").encode())
     return summary
+
+
+def density_of(scores: PartialScores) -> dict[str, Any]:
+    """Fig. 5 as JSON takes it: `counts` lists [predicted, true, detections] of the cells that hold any, a side of
+    which is 1 / `cells`."""
+    density = MaskIoUQuality.from_bytes(scores.quality).density(False, DENSITY_CELLS)
+    rows, columns = density.nonzero()
+    counts = zip(rows.tolist(), columns.tolist(), density[rows, columns].tolist(), strict=True)
+    return {"cells": DENSITY_CELLS, "counts": [list(cell) for cell in counts]}
 
 
 def finish(tracker: Tracker, summary: Summary, out: Location, log: Callable[[str], None]) -> None:

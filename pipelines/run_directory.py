@@ -21,7 +21,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from msrcnn import MODEL
@@ -50,6 +50,8 @@ class RunRecord:
     """model, solver and data, and the data set's name and fingerprint"""
     mlflow_run: str
     mlflow_address: str
+    made: dict[str, str] = field(default_factory=dict)
+    """by which program, command and machine it was begun (`pipelines.provenance.made`)"""
 
 
 def read_record(folder: Location) -> RunRecord | None:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cluster.session import connect
 from pipelines.detection_parts import DETECTIONS, folder_of, read_parts
@@ -17,7 +19,7 @@ from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, mark, 
 from pipelines.results_json import import_results
 from pipelines.scoring import Summary, score_all
 from pipelines.scoring_options import ScoreConfig
-from pipelines.storage import exclusively, locate
+from pipelines.storage import Location, exclusively, locate
 from pipelines.tracking import Tracker
 
 
@@ -42,7 +44,8 @@ def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
             stored = stored or import_results(given, manifest, groups, folder, log)
             with connect(config.address):
                 scores = score_all(manifest, groups, stored, log)
-            evaluated, made_from = Evaluated(manifest, groups, stored), {"detections": str(given)}
+            evaluated = Evaluated(manifest, groups, stored)
+            made_from = {**_model_of(given), "rows": str(given), "seconds": round(time.monotonic() - began, 1)}
             summary = report(evaluated, scores, config, out, made_from, log)
         except BaseException as error:
             tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -50,3 +53,10 @@ def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
         finish(tracker, summary, out, log)
     log(f"scored in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
+
+
+def _model_of(given: Location) -> dict[str, str]:
+    """Which model an evaluation's own numbers name; nothing where there are none."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return {"model": str(json.loads((given / SUMMARY).read())["model"])}
+    return {}

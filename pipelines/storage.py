@@ -60,7 +60,7 @@ class Location:
 
     def __str__(self) -> str:
         """For messages and records: without the password that a URL may hold."""
-        return _shown(self.url)
+        return without_password(self.url)
 
     @property
     def name(self) -> str:
@@ -204,7 +204,8 @@ def locate(place: Place) -> Location:
     except (ImportError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"{_shown(text)}: no file system for it ({_shown(reason)}); install one for fsspec, or correct the URL"
+            f"{without_password(text)}: no file system for it ({without_password(reason)}); install one for fsspec, or "
+            "correct the URL"
         ) from error
     return Location(filesystem, path, text.rstrip("/") if "?" not in text else text)
 
@@ -254,8 +255,8 @@ def open_parquet(url: str) -> pq.ParquetFile:
     return pq.ParquetFile(place.open(), pre_buffer=remote)  # which asks for all columns of a row group at once
 
 
-def _shown(text: str) -> str:
-    """Without the name and password that a URL in it may hold."""
+def without_password(text: str) -> str:
+    """A text without the names and passwords that URLs in it may hold."""
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 

@@ -31,6 +31,7 @@ from pipelines.mlflow_model import log_model
 from pipelines.options import TrainConfig
 from pipelines.outbox import Outbox
 from pipelines.progress import duration
+from pipelines.provenance import made
 from pipelines.run_directory import (
     BEST,
     INITIAL,
@@ -145,7 +146,7 @@ def start_run(
     address = config.tracking or (record.mlflow_address if record else None)
     tracker = Tracker(address, config.experiment, record.mlflow_run if record else None, run.name, parent)
     if record is None:
-        write_record(run, RunRecord(settings, tracker.run_id, tracker.address))
+        write_record(run, RunRecord(settings, tracker.run_id, tracker.address, made()))
     if initial is not None:
         with tempfile.TemporaryDirectory() as folder:
             save_model(Path(folder) / INITIAL, initial, job.data, job.categories)

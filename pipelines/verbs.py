@@ -65,6 +65,10 @@ VERBS = {
         "train and evaluate what a table of the paper varies, print the table", "pipelines.sweep_options:SweepConfig",
         "pipelines.sweep:sweep_all", ("spaces", "shards", "validation", "out"),
     ),
+    "report": Verb(
+        "write one HTML page about evaluations: numbers, curves, categories, pictures",
+        "pipelines.report_options:ReportConfig", "pipelines.report.command:report",
+    ),
     "export": Verb(
         "write stored detections as COCO results", "pipelines.scoring_options:ExportConfig", "pipelines.export:export"
     ),

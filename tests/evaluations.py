@@ -56,9 +56,12 @@ class Evaluation:
 
 
 def evaluation_of(out: str | Path) -> Evaluation:
-    """Reads it."""
+    """Reads it, but for when and how it was made, which no two evaluations have in common."""
+    summary = json.loads((Path(out) / "summary.json").read_text())
+    assert summary.pop("seconds") > 0
+    assert summary.pop("made")["time"]
     rows = [row for path in sorted((Path(out) / "detections").iterdir()) for row in pq.read_table(path).to_pylist()]
-    return Evaluation(json.loads((Path(out) / "summary.json").read_text()), rows)
+    return Evaluation(summary, rows)
 
 
 @dataclass

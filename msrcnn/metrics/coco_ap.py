@@ -36,6 +36,7 @@ class CategoryAP:
     name: str
     by_class: float  # masks ranked by class score
     by_mask: float  # masks ranked by mask score
+    by_oracle: float  # class score x true MaskIoU
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,7 @@ class CocoAP:
         # `compare` accumulates by itself and, unlike `summarize`, prints nothing.
         box = hotcoco.compare(final["box"], final["box"])
         oracle = hotcoco.compare(final["class"], final["oracle"])
-        # hotcoco seeds resampling i with seed + i: neighbouring seeds would share all but one of them.
-        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        gained = hotcoco.compare(final["class"], final["mask"], bootstrap, spread, confidence=0.95)
+        gained = hotcoco.compare(final["class"], final["mask"], bootstrap, _spread(seed), confidence=0.95)
         by_class, by_mask = _metrics(gained["metrics_a"]), _metrics(gained["metrics_b"])
         by_oracle = _metrics(oracle["metrics_b"])
         gain, gap = by_mask["AP"] - by_class["AP"], by_oracle["AP"] - by_class["AP"]
@@ -193,8 +192,35 @@ class CocoAP:
             gain_interval=interval,
             oracle_gap=gap,
             oracle_gap_closed=gain / gap if gap > 0 else float("nan"),
-            per_category=self._per_category(gained["per_category"]),
+            per_category=self._per_category(gained["per_category"], oracle["per_category"]),
         )
+
+    def difference(
+        self, other: CocoAP, ranking: str, bootstrap: int = 1000, seed: int = 0
+    ) -> tuple[float, tuple[float, float]]:
+        """AP of this evaluation less that of another on the same images; nothing can be added afterwards.
+
+        Args:
+            other: of another detector.
+            ranking: box, class, mask or oracle.
+            bootstrap: resamplings of the images, the same for both; 0 leaves the interval nan.
+            seed: of the resampling, at least 0.
+
+        Returns:
+            The difference in AP, a fraction, and its 95% interval.
+
+        Raises:
+            InputError: the evaluations are of other images or categories.
+        """
+        if (self.categories, self._image_ids) != (other.categories, other._image_ids):
+            raise InputError("evaluations of different images or categories have no difference; evaluate both on one "
+                             "data set")  # fmt: skip
+        one, two = other._finished()[ranking], self._finished()[ranking]
+        compared = hotcoco.compare(one, two, bootstrap, _spread(seed), confidence=0.95)
+        difference = _metrics(compared["metrics_b"])["AP"] - _metrics(compared["metrics_a"])["AP"]
+        if bootstrap == 0 or np.isnan(difference):
+            return difference, (float("nan"), float("nan"))
+        return difference, _rescaled(difference, compared["ci"]["AP"], len(self._image_ids))
 
     def curves(self, ious: Sequence[float] = (0.5, 0.75)) -> tuple[PrecisionRecall, ...]:
         """Precision against recall, for each ranking and each of `ious`; nothing can be added afterwards.
@@ -224,10 +250,19 @@ class CocoAP:
             self._final = {ranking: evaluator.finalize() for ranking, evaluator in self._evaluators.items()}
         return self._final
 
-    def _per_category(self, compared: list[dict[str, Any]]) -> tuple[CategoryAP, ...]:
-        values = {row["cat_id"]: (_or_nan(row["ap_a"]), _or_nan(row["ap_b"])) for row in compared}
-        absent = (float("nan"), float("nan"))  # hotcoco leaves out categories without instances
-        return tuple(CategoryAP(number, name, *values.get(number, absent)) for number, name in self.categories)
+    def _per_category(self, gained: list[dict[str, Any]], oracle: list[dict[str, Any]]) -> tuple[CategoryAP, ...]:
+        values = {row["cat_id"]: (_or_nan(row["ap_a"]), _or_nan(row["ap_b"])) for row in gained}
+        best = {row["cat_id"]: _or_nan(row["ap_b"]) for row in oracle}
+        nan = float("nan")  # hotcoco leaves out categories without instances
+        return tuple(
+            CategoryAP(number, name, *values.get(number, (nan, nan)), best.get(number, nan))
+            for number, name in self.categories
+        )
+
+
+def _spread(seed: int) -> int:
+    """hotcoco seeds resampling i with seed + i: neighbouring seeds would share all but one of them."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def _rescaled(gain: float, ci: dict[str, float], images: int) -> tuple[float, float]:

@@ -34,12 +34,31 @@ def true_maskiou(truth: ImageTruth, detections: ImageDetections) -> npt.NDArray[
     Raises:
         InputError: the two are of different images, or a mask does not fit into the image.
     """
+    return overlaps(truth, detections).true
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """How detections and non-crowd instances of the same category overlap in an image."""
+
+    true: npt.NDArray[np.float64]  # [D], see `true_maskiou`
+    instance: npt.NDArray[np.int64]  # [D], the instance of that IoU; -1 where no instance has the detection's category
+    covered: npt.NDArray[np.float64]  # [G], each instance's highest IoU with a detection; 0 without one; nan for crowds
+
+
+def overlaps(truth: ImageTruth, detections: ImageDetections) -> Overlaps:
+    """What `true_maskiou` is made of, from both sides.
+
+    Raises:
+        InputError: as `true_maskiou`.
+    """
     if truth.image_id != detections.image_id:
         raise InputError(
             f"truth of image {truth.image_id} came with detections of image {detections.image_id}; "
             "pair them by image id"
         )
-    best = np.zeros(len(detections.rles))  # [D]
+    true, instance = np.zeros(len(detections.rles)), np.full(len(detections.rles), -1, dtype=np.int64)  # [D]
+    covered = np.where(truth.crowd, np.nan, 0.0)  # [G]
     shape = (truth.height, truth.width)
     detected = mask_dicts(truth.image_id, *shape, detections.rles)
     annotated = mask_dicts(truth.image_id, *shape, truth.rles)
@@ -52,8 +71,9 @@ def true_maskiou(truth: ImageTruth, detections: ImageDetections) -> npt.NDArray[
         ious = hotcoco.mask.iou(
             [detected[i] for i in found], [annotated[i] for i in instances], [False] * len(instances)
         )  # [d, g]
-        best[found] = ious.max(axis=1)
-    return best
+        true[found], instance[found] = ious.max(axis=1), instances[ious.argmax(axis=1)]
+        covered[instances] = ious.max(axis=0)
+    return Overlaps(true, instance, covered)
 
 
 def oracle_scores(class_scores: Floats, maskious: Floats, true: Floats) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.package import ENDINGS
 from msrcnn import __version__
 from tests.commands import ROOT
 
@@ -73,9 +74,7 @@ def pins(lock: Path) -> set[tuple[str, ...]]:
 def test_it_copies_the_program_and_nothing_else() -> None:
     files = {str(path.relative_to(ROOT)): target for path, target in copied().items()}
     packages = ("msrcnn", "pipelines", "tune_spaces")
-    program = [
-        str(p.relative_to(ROOT)) for n in packages for p in (ROOT / n).rglob("*") if p.suffix in (".py", ".toml")
-    ]
+    program = [str(p.relative_to(ROOT)) for n in packages for p in (ROOT / n).rglob("*") if p.suffix in ENDINGS]
     assert len(program) > 80
     for name in [*program, "cluster/install.sh", "cluster/requirements.lock", "cluster/session.py", "pyproject.toml"]:
         assert files[name] == name  # the tree inside is as it is here

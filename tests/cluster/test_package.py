@@ -13,8 +13,8 @@ from msrcnn.errors import InputError
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """A source tree in small."""
-    for name in ("msrcnn/a.py", "msrcnn/__pycache__/a.pyc", "tune_spaces/t.toml", "cluster/secret.env", "runs/x.py",
-                 ".venv/y.py"):  # fmt: skip
+    for name in ("msrcnn/a.py", "msrcnn/__pycache__/a.pyc", "tune_spaces/t.toml", "pipelines/p.html",
+                 "cluster/secret.env", "runs/x.py", ".venv/y.py"):  # fmt: skip
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -29,7 +29,8 @@ def test_only_the_program_goes_along(tree, tmp_path):
     space.write_text("x = 1")
     with packed("abc", [space], tree) as folder:
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        assert files == {"msrcnn/a.py", "tune_spaces/t.toml", "requirements.lock", ".commit", "files/mine.toml"}
+        assert files == {"msrcnn/a.py", "tune_spaces/t.toml", "pipelines/p.html", "requirements.lock", ".commit",
+                         "files/mine.toml"}  # fmt: skip
         assert (folder / ".commit").read_text() == "abc"
     assert not folder.exists()
 

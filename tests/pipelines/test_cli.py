@@ -129,6 +129,8 @@ def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
         (["rescore", "--detections", "d", "--shards", "s", "--out", "o", "--top-k", "-1"], "--top-k = (-1,) is not"),
         (["export", "--detections", "d", "--shards", "nowhere", "--out", "o"], "no manifest.json"),
         (["export", "--detections", "d", "--shards", "s", "--out", "o", "--test-dev", "a/b"], "--test-dev = 'a/b' is"),
+        (["report", "nowhere"], "nowhere: no such folder, or an empty one; give one that `msrcnn evaluate` made"),
+        (["report", "a", "--gallery", "-1"], "--gallery = -1 is not accepted"),
         (["shapes", "--classes", "9", "--out", "o"], "shapes.classes = 9 is not accepted"),
         (["shard", "--annotations", "a.json", "--images", "i", "--out", "o"], "i: no such folder"),
         (["shard", "--annotations", "a", "--images", "nosuch://i", "--out", "o"], "nosuch://i: no file system for it"),

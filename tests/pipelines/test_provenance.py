@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.provenance import git_commit, provenance
+from pipelines.provenance import command, git_commit, made, provenance
 
 NAMES = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 
@@ -66,3 +66,16 @@ def test_versions_are_those_installed_and_nothing_heavy_is_imported():
     code = "import sys, pipelines.provenance as p; p.provenance(); print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_command_is_ours_and_has_no_password(monkeypatch):
+    arguments = ["score", "--detections", "s3://key:secret@bucket/a b", "--out", "o"]
+    monkeypatch.setattr(sys, "argv", ["/x/bin/msrcnn", *arguments])
+    assert command() == "msrcnn score --detections 's3://bucket/a b' --out o"
+    assert made()["command"] == command()
+    monkeypatch.setattr(sys, "argv", ["/x/pipelines/__main__.py", "score"])
+    assert command() == "msrcnn score"
+    monkeypatch.setattr(sys, "argv", ["/x/ray/default_worker.py", "--node-ip-address=1.2.3.4"])
+    assert command() == ""
+    assert "command" not in made()
+    assert made()["version/python"]

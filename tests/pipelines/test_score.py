@@ -54,6 +54,11 @@ def test_numbers_and_figures_from_stored_rows(config, stored, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["ap"]["mask_by_mask"]["AP"] == stored.ap.mask_by_mask["AP"]
     assert (summary["tide"]["images"], summary["tide"]["seed"]) == (7, 0)
+    assert summary["shards_folder"] == str(tmp_path / "shards")
+    assert summary["rows"] == str(tmp_path / "run")
+    assert sum(count for *_, count in summary["density"]["counts"]) == stored.detections == summary["detections"]
+    curves = {(c["ranking"], c["iou"]): c["precision"] for c in summary["curves"]}
+    assert np.mean(curves["mask", 0.75]) == pytest.approx(stored.ap.mask_by_mask["AP75"], abs=1e-12)
     assert any("errors told apart on 7 of 7 images (seed 0)" in line for line in lines)
     client = MlflowClient(config.tracking)
     (run,) = client.search_runs([client.get_experiment_by_name("msrcnn").experiment_id])

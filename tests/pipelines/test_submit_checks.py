@@ -85,6 +85,15 @@ def test_every_verbs_places_are_found():
     for extra in (["--trunk", "t"], ["--test-dev", "t"]):
         with pytest.raises(InputError, match=f"{extra[0]} t: on the cluster"):
             check_places(parse("sweep", [*sweep, *extra]))
+    places = {"--runs": "/r", "--shards": "/s", "--training": "/t", "--out": "/o"}
+    for bad in ("", *places):
+        given = {**places, bad: "here"} if bad else places
+        report = [given["--runs"], *(part for name in list(places)[1:] for part in (name, given[name]))]
+        if not bad:
+            check_places(parse("report", report))
+            continue
+        with pytest.raises(InputError, match=f"^{bad} here: on the cluster"):
+            check_places(parse("report", report))
 
 
 def test_spaces_of_this_machine_go_along(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def _curves(value=0.5):
 
 
 def _gains(values):
-    return [CategoryAP(i, f"thing {i}", 0.3, 0.3 + v) for i, v in enumerate(values, start=1)]
+    return [CategoryAP(i, f"thing {i}", 0.3, 0.3 + v, 0.5) for i, v in enumerate(values, start=1)]
 
 
 def _all(quality):
@@ -101,9 +101,7 @@ def test_curves_are_those_of_the_two_rankings():
 
 def test_the_largest_gains_and_losses_are_shown_sorted():
     values = np.random.default_rng(0).permutation(np.linspace(-0.1, 0.2, 60))
-    axes = category_gain_figure([*_gains(values), CategoryAP(99, "absent", float("nan"), float("nan"))], most=10).axes[
-        0
-    ]
+    axes = category_gain_figure([*_gains(values), CategoryAP(99, "absent", *[float("nan")] * 3)], most=10).axes[0]
     widths = [bar.get_width() for bar in axes.patches]
     expected = np.sort(values[np.argsort(-np.abs(values))[:10]])
     np.testing.assert_allclose(widths, 100 * expected)

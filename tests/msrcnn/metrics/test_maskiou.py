@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from msrcnn.errors import InputError
-from msrcnn.metrics.maskiou import oracle_scores, true_maskiou
+from msrcnn.metrics.maskiou import oracle_scores, overlaps, true_maskiou
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -24,6 +24,22 @@ def test_true_maskiou_is_the_best_iou_of_the_pixels(make_scene, seed):
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.float64
     assert (expected > 0.5).sum() >= 5
+
+
+def test_overlaps_name_the_instance_and_say_how_well_each_is_covered(make_scene):
+    scene = make_scene(1, np.random.default_rng(11), instances=9, detections=20, classes=3)
+    truth, found, overlap = scene.truth, scene.detections, overlaps(scene.truth, scene.detections)
+    ious = np.zeros((20, 9))
+    for d, g in np.ndindex(20, 9):
+        if truth.categories[g] == found.categories[d] and not truth.crowd[g]:
+            a, b = scene.detection_masks[d], scene.truth_masks[g]
+            ious[d, g] = (a & b).sum() / (a | b).sum()
+    np.testing.assert_allclose(overlap.true, ious.max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(overlap.covered, np.where(truth.crowd, np.nan, ious.max(axis=0)), rtol=1e-12)
+    hit = overlap.true > 0
+    assert (overlap.instance[hit] == ious.argmax(axis=1)[hit]).all()
+    assert truth.crowd.any()
+    assert not truth.crowd[overlap.instance[overlap.instance >= 0]].any()
 
 
 def test_only_instances_of_the_class_that_are_no_crowd_count(make_scene):

@@ -1,0 +1,1 @@
+"""`msrcnn report`: an evaluation, or several side by side, as one HTML page that needs nothing else."""

@@ -1,0 +1,182 @@
+"""What a page is made from: the numbers of an evaluation, its rows, its shards, and the training behind its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from msrcnn.errors import InputError
+from pipelines.detection_parts import DETECTIONS, SHORT, StoredDetections, folder_of, read_parts
+from pipelines.manifest import Manifest, read_manifest
+from pipelines.reading import RowGroup, row_groups
+from pipelines.reporting import SUMMARY, UNFINISHED
+from pipelines.run_directory import METRICS, RUN, RunRecord, read_record
+from pipelines.storage import Location, Place, explained, locate
+
+NEEDED = ("dataset", "images", "detections", "ap", "maskiou", "bins", "calibration", "tide", "curves", "density")
+"""What a page takes from `summary.json`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run directory of `msrcnn train`."""
+
+    folder: Location
+    record: RunRecord
+    lines: tuple[dict[str, Any], ...]
+    """of metrics.jsonl, by step"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One column of the page.
+
+    Attributes:
+        name: short, and different from the other runs'.
+        place: the folder that was given.
+        summary: of an evaluation, as in `summary.json`; None for a training alone.
+        training: behind the evaluation's model; None where it is not known or not there any more.
+        manifest: of the shards; None where they are not read.
+        groups: their row groups.
+        detections: the stored rows; None where they are deleted or not read.
+        notes: what the page lacks and why, in sentences.
+    """
+
+    name: str
+    place: Location
+    summary: dict[str, Any] | None
+    training: Training | None
+    manifest: Manifest | None = None
+    groups: tuple[RowGroup, ...] = ()
+    detections: StoredDetections | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def dataset(self) -> str:
+        """Fingerprint of the shards that were evaluated on; empty for a training alone."""
+        return (self.summary or {}).get("shards", "")
+
+
+def open_runs(
+    places: Sequence[Place], shards: Sequence[Place], training: Sequence[Place], with_rows: bool
+) -> tuple[Run, ...]:
+    """Finds everything, and reads what is small.
+
+    Args:
+        places: the runs.
+        shards: where their shards are now: none as stored, one for all, or one for each.
+        training: likewise the run directories of the trainings.
+        with_rows: whether shards and detections are wanted.
+
+    Raises:
+        InputError: something that is needed is missing, unfinished or of something else.
+    """
+    found = tuple(_open(locate(place), _nth(shards, i), _nth(training, i), with_rows) for i, place in enumerate(places))
+    return tuple(replace(run, name=name) for run, name in zip(found, _names(found), strict=True))
+
+
+def _nth(places: Sequence[Place], index: int) -> Place | None:
+    return places[index if len(places) > 1 else 0] if places else None
+
+
+def _open(place: Location, shards: Place | None, training: Place | None, with_rows: bool) -> Run:
+    held = _listed(place)
+    if SUMMARY not in held and RUN in held:
+        return Run(place.name, place, None, _training(place))
+    if UNFINISHED in held:
+        raise InputError(f"{place}: the evaluation in it is not finished; give the command that began it again")
+    if SUMMARY not in held:
+        raise InputError(f"{place}: no {SUMMARY} in it; give a folder that `msrcnn evaluate` or `msrcnn score` made, "
+                         "or a run directory of `msrcnn train`")  # fmt: skip
+    summary = _summary(place / SUMMARY)
+    behind, notes = _behind(summary, training)
+    run = Run(place.name, place, summary, behind, notes=notes)
+    return _with_rows(run, summary, held, shards) if with_rows else run
+
+
+def _listed(place: Location) -> dict[str, int | None]:
+    try:
+        held = place.list()
+    except NotADirectoryError:
+        raise InputError(f"{place}: is a file; give the folder of an evaluation") from None
+    except OSError as error:
+        raise InputError(f"{place}: cannot be listed ({explained(error)}); give the folder of an evaluation") from None
+    if not held:
+        raise InputError(f"{place}: no such folder, or an empty one; give one that `msrcnn evaluate` made")
+    return held
+
+
+def _summary(path: Location) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not the numbers of an evaluation ({error}); evaluate again") from None
+    lacking = [name for name in NEEDED if name not in summary] if isinstance(summary, dict) else ["ap"]
+    if lacking:
+        raise InputError(f"{path}: no {lacking[0]} in it: another version made it; `msrcnn score --detections "
+                         f"{path.parent}` computes the numbers again")  # fmt: skip
+    return summary
+
+
+def _training(place: Location) -> Training:
+    record = read_record(place)
+    if record is None:
+        raise InputError(f"{place}: no {RUN} in it; give a run directory of `msrcnn train`")
+    path = place / METRICS
+    text = path.read().decode("utf-8", "replace") if path.size() is not None else ""
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+            lines.append((value["step"], number, value))
+        except (ValueError, TypeError, KeyError):  # the last one may be half-written
+            if number < len(text.splitlines()):
+                raise InputError(f"{path}: line {number} is no record of a training; restore the file") from None
+    return Training(place, record, tuple(value for _, _, value in sorted(lines, key=lambda x: x[:2])))
+
+
+def _behind(summary: dict[str, Any], given: Place | None) -> tuple[Training | None, tuple[str, ...]]:
+    """The training of the evaluation's model, and what to say where there is none."""
+    if given is not None:
+        return _training(locate(given)), ()
+    if "model" not in summary:
+        return None, ("The detections name no model of this program, so there is no training to show.",)
+    folder = locate(summary["model"]).parent
+    try:
+        if (folder / RUN).size() is not None:
+            return _training(folder), ()
+    except OSError:
+        pass  # a storage that is gone; the numbers are here all the same
+    return None, (f"No run directory of a training at {folder}; --training says where it is now.",)
+
+
+def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], shards: Place | None) -> Run:
+    place = shards if shards is not None else summary.get("shards_folder")
+    if place is None:
+        raise InputError(f"{run.place}: {SUMMARY} does not say where its shards are; give --shards")
+    try:
+        manifest = read_manifest(place)
+    except InputError as error:
+        raise InputError(f"{error}; --shards says where they are now, --gallery 0 goes without them") from None
+    if manifest.fingerprint != run.dataset:
+        raise InputError(f"{place}: other shards than {run.place} was evaluated on ({manifest.fingerprint[:SHORT]}, "
+                         f"not {run.dataset[:SHORT]}); give those with --shards")  # fmt: skip
+    groups = row_groups(manifest)
+    run = replace(run, manifest=manifest, groups=tuple(groups))
+    folder = run.place / DETECTIONS if DETECTIONS in held else locate(summary.get("rows", run.place / DETECTIONS))
+    if not folder.is_folder() or not folder_of(folder).list():
+        lacks = f"No detections at {folder}: they were deleted or moved, so there are no pictures."
+        return replace(run, notes=(*run.notes, lacks))
+    return replace(run, detections=read_parts(folder_of(folder), manifest, groups))
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The shortest ends of the places that tell the runs apart."""
+    paths = [[part for part in run.place.path.split("/") if part] for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{run.place.name} ({i})" for i, run in enumerate(runs, start=1)]

@@ -1,0 +1,108 @@
+"""The page's tables as cells: numbers by ranking, and every category."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msrcnn.metrics.coco_ap import METRICS
+from pipelines.report.numbers import DASH, nan_if_none, percent, points
+from pipelines.report.published import Published
+from pipelines.report.runs import Run
+
+RANKED = (("box", "boxes, class score", "c-box"), ("mask_by_class", "masks, class score", "c-class"),
+          ("mask_by_mask", "masks, mask score", "c-mask"), ("mask_by_oracle", "masks, oracle", "c-oracle"))  # fmt: skip
+"""Key in `summary.json`, name, CSS class."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: what is read, and what it is sorted by (a number, or the text itself)."""
+
+    text: str
+    value: float | None = None
+    css: str = ""
+
+
+def number_rows(summary: Mapping[str, Any], paper: Published | None) -> list[tuple[str, str, list[str]]]:
+    """CSS class, name and the 12 COCO numbers of each ranking; below them the paper's."""
+    rows = [(css, name, [percent(summary["ap"][key][metric]) for metric in METRICS]) for key, name, css in RANKED]
+    for head, of in summary.get("heads", {}).items():
+        rows.append(("c-mask", f"masks, mask score of head {head}",
+                     [percent(of["ap"]["mask_by_mask"][metric]) for metric in METRICS]))  # fmt: skip
+    if paper is None:
+        return rows
+    of = {"AP": 0, "AP50": 1, "AP75": 2}
+
+    def cells(values: Mapping[str, float], prefix: str = "") -> list[str]:
+        return [f"{values[prefix + m]:.1f}" if m in of and prefix + m in values else "" for m in METRICS]
+
+    rows += [("paper", f"paper, {paper.name}: boxes, MS R-CNN", cells(paper.by_mask, "box ")),
+             ("paper", f"paper, {paper.name}: masks, Mask R-CNN", cells(paper.by_class)),
+             ("paper", f"paper, {paper.name}: masks, MS R-CNN", cells(paper.by_mask))]  # fmt: skip
+    if paper.oracle is not None:
+        rows.append(("paper", f"paper, {paper.name}: masks, oracle", cells({"AP": paper.oracle})))
+    return rows
+
+
+@dataclass(frozen=True)
+class CategoryTable:
+    """Every category of all runs.
+
+    Attributes:
+        groups: name and number of columns of each run, where there are several.
+        head: the columns after the category's name.
+        rows: name of the category and its cells.
+    """
+
+    groups: tuple[tuple[str, int], ...]
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def category_table(runs: Sequence[Run], instances: Mapping[str, int]) -> CategoryTable:
+    """AP of each category under three scores, the gain, and with several runs the difference to the first.
+
+    Args:
+        runs: evaluations.
+        instances: of each category by name, of the first run's data; empty where they were not read.
+    """
+    by_run = [{c["name"]: c for c in run.summary["ap"]["per_category"]} for run in runs if run.summary]
+    names = list(dict.fromkeys(name for of in by_run for name in of))
+    several = len(by_run) > 1
+    same = [run.dataset == runs[0].dataset for run in runs]
+    columns = ("AP by class score", "AP by mask score", "AP by oracle", "gain")
+    head: list[str] = ["instances"]
+    groups: list[tuple[str, int]] = []
+    for index, run in enumerate(runs):
+        extra = ("change",) if index and same[index] else ()
+        head += [*columns, *extra]
+        groups.append((run.name, len(columns) + len(extra)))
+    rows = []
+    for name in names:
+        count = instances.get(name)
+        cells = [Cell(DASH if count is None else f"{count:,}", count)]
+        first = by_run[0].get(name)
+        for index, of in enumerate(by_run):
+            category = of.get(name)
+            values = [
+                nan_if_none(category[key]) if category else math.nan for key in ("by_class", "by_mask", "by_oracle")
+            ]
+            gain = values[1] - values[0]
+            cells += [_cell(values[0], "first"), *map(_cell, values[1:]), _signed(gain)]
+            if index and same[index]:
+                cells.append(_signed(values[1] - (nan_if_none(first["by_mask"]) if first else math.nan)))
+        rows.append((name, tuple(cells)))
+    return CategoryTable(tuple(groups) if several else (), tuple(head), tuple(rows))
+
+
+def _cell(value: float, css: str = "") -> Cell:
+    return Cell(percent(value), value if math.isfinite(value) else None, css)
+
+
+def _signed(value: float) -> Cell:
+    finite = math.isfinite(value)
+    css = "up" if finite and value >= 0.0005 else "down" if finite and value <= -0.0005 else ""
+    return Cell(points(value), value if finite else None, css)

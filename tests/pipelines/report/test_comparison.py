@@ -1,0 +1,129 @@
+"""Runs side by side: differences are those of the stored numbers and of the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from msrcnn.errors import InputError
+from msrcnn.metrics.coco_ap import CocoAP
+from pipelines.report.command import report
+from pipelines.report.numbers import DASH
+from pipelines.report.runs import open_runs
+from pipelines.report_options import ReportConfig
+from pipelines.scoring import categories_of, read_part
+from tests.pipelines.report.test_page import percent, signed, table
+from tests.reports import CATEGORIES, read_page, write_data, write_evaluation, write_training
+
+
+@pytest.fixture(scope="module")
+def page(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    other = write_training(folder / "other", lr=0.04, records=10)
+    options = {"training": (made.training, other), "gallery": 6, "bootstrap": 60}
+    report(ReportConfig((made.first, made.second), folder / "report.html", **options), lambda _: None)
+    return read_page(folder / "report.html")
+
+
+def state(run) -> CocoAP:
+    ap = CocoAP(categories_of(run.manifest))
+    for group in run.groups:
+        truths, found = read_part(group, run.detections.folder)
+        ap.update(truths, list(found.values()))
+    return ap
+
+
+def test_numbers_and_differences_are_those_of_the_summaries(made, page):
+    head, *rows = table(page, "runs")
+    assert head == ["number", "first", "second", "difference"]
+    by_name = {row[0]: row[1:] for row in rows}
+    one, two = made.summaries
+    for name, ranking in (
+        ("Mask AP by mask score", "mask_by_mask"),
+        ("Box AP", "box"),
+        ("Mask AP by class score", "mask_by_class"),
+        ("Mask AP by the oracle", "mask_by_oracle"),
+    ):
+        ours, theirs, difference = by_name[name]
+        a, b = one["ap"][ranking]["AP"], two["ap"][ranking]["AP"]
+        assert (ours, theirs) == (percent(a), percent(b))
+        assert difference.split(" ")[0] == signed(b - a)
+    assert "[" not in by_name["Mask AP by the oracle"][2]
+
+
+def test_intervals_are_those_of_the_rows(made, page):
+    runs = open_runs([made.first, made.second], [], [], True)
+    first, second = map(state, runs)
+    value, (low, high) = second.difference(first, "mask", 60, 0)
+    a, b = (s["ap"]["mask_by_mask"]["AP"] for s in made.summaries)
+    assert value == pytest.approx(b - a, abs=1e-12)
+    assert low < value < high
+    row = next(row for row in table(page, "runs") if row[0] == "Mask AP by mask score")
+    assert row[3] == f"{signed(value)} [{signed(low)} to {signed(high)}]"
+
+
+def test_a_bootstrap_by_hand_has_about_the_same_interval(made):
+    """Whole images drawn with replacement, each under an id of its own, scored again."""
+    runs = open_runs([made.first, made.second], [], [], True)
+    images = []
+    for run in runs:
+        pairs = [read_part(group, run.detections.folder) for group in run.groups]
+        images.append({t.image_id: (t, found.get(t.image_id)) for truths, found in pairs for t in truths})
+    rng, differences = np.random.default_rng(0), []
+    ids = sorted(images[0])
+    for _ in range(150):
+        drawn = rng.choice(ids, len(ids))
+        values = []
+        for of in images:
+            ap = CocoAP(categories_of(runs[0].manifest))
+            for place, image_id in enumerate(drawn):
+                truth, found = of[int(image_id)]
+                renamed = type(truth)(place, *(getattr(truth, f) for f in list(truth.__dataclass_fields__)[1:]))
+                detections = type(found)(place, *(getattr(found, f) for f in list(found.__dataclass_fields__)[1:]))
+                ap.update([renamed], [detections])
+            values.append(ap.summarise(bootstrap=0).mask_by_mask["AP"])
+        differences.append(values[1] - values[0])
+    _, (low, high) = state(runs[1]).difference(state(runs[0]), "mask", 400, 1)
+    by_hand = np.quantile(differences, [0.025, 0.975])
+    assert high - low == pytest.approx(by_hand[1] - by_hand[0], rel=0.45)
+
+
+def test_categories_change_by_what_the_summaries_say(made, page):
+    groups, head, *rows = table(page, "categories")
+    assert groups == ["", "first", "second"]
+    assert head[6:] == ["AP by class score", "AP by mask score", "AP by oracle", "gain", "change"]
+    one, two = (s["ap"]["per_category"] for s in made.summaries)
+    for row, a, b in zip(rows, one, two, strict=True):
+        assert row[-1] == signed(b["by_mask"] - a["by_mask"])
+        assert row[3] == percent(a["by_mask"])
+        assert row[7] == percent(b["by_mask"])
+
+
+def test_settings_that_differ_are_marked(page):
+    (section,) = page.all("section", id="runs")
+    differing = section.all("table", css="settings")[0].rows()[1:]
+    assert differing == [["solver.lr", "0.08", "0.04"]]
+    marked = [row.all("th")[0].text for row in page.all("section", id="origin")[0].all("tr", css="differs")]
+    assert marked == ["solver.lr differs"]
+
+
+def test_curves_of_both_runs_lie_over_each_other(page):
+    total = next(f for f in page.all("figure", css="figure") if f.all("h3")[0].text == "Loss: total")
+    assert [item.text for item in total.all("li")] == ["first", "second"]
+    assert len(total.all("path", css="line")) == 2
+
+
+def test_other_data_is_said_and_not_subtracted(made, tmp_path, make_scene):
+    scenes = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(50, 54)]
+    shards = write_data(tmp_path / "other-shards", scenes)
+    write_evaluation(tmp_path / "elsewhere", shards, scenes)
+    report(ReportConfig((made.first, tmp_path / "elsewhere"), tmp_path / "report.html", gallery=2), lambda _: None)
+    page = read_page(tmp_path / "report.html")
+    assert "elsewhere: evaluated on other data than first" in page.text
+    assert {row[3] for row in table(page, "runs")[1:]} == {DASH}
+    assert "change" not in table(page, "categories")[1]
+
+
+def test_ap_states_of_other_images_have_no_difference():
+    with pytest.raises(InputError, match="different images or categories have no difference"):
+        CocoAP(CATEGORIES).difference(CocoAP([(1, "x")]), "mask")
