@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,7 +21,7 @@ from pipelines.job import Job
 from pipelines.manifest import Manifest
 from pipelines.options import TrainConfig, worker_share
 from pipelines.reading import READER_CPUS, READERS, slots_of
-from pipelines.run_directory import INITIAL, MODEL
+from pipelines.run_directory import INITIAL, MODEL, find_model
 from pipelines.storage import Location, locate, on_disk
 
 HEADS = ("maskiou.", "heads.")
@@ -102,8 +103,8 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     model = MaskScoringRCNN(job.model)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEADS)}
     names = [name for _, _, name in job.categories]
-    if "://" in weights:
-        with on_disk(locate(weights)) as path:
+    if "://" in weights or Path(weights).is_dir():
+        with on_disk(find_model(weights)[0]) as path:
             report = load_weights(model, str(path), names)
     else:
         report = load_weights(model, weights, names)

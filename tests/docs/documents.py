@@ -105,16 +105,21 @@ def inline_options(document: str) -> set[str]:
     return {name for code in codes for name in re.findall(r"(?<![\w-])(--[a-z][\w.-]*)", code)}
 
 
-QUICK = ("docs/evaluation.md", "docs/questions.md", "docs/data.md", "docs/api.md", "docs/cluster.md")
+QUICK = ("docs/evaluation.md", "docs/report.md", "docs/questions.md", "docs/predict.md", "docs/data.md", "docs/api.md",
+         "docs/cluster.md")  # fmt: skip
 """Run by `make test` one after the other in one folder, in which there is a detector with random weights."""
 SLOW = {
     "README.md": ["gallery.png", "runs/first/model.pt", "runs/first-val/summary.json", "runs/scored/model.pt",
-                  "sweeps/inputs/table4.md"],
+                  "report.html", "predictions/detections.json", "sweeps/inputs/table4.md"],
     "docs/training.md": ["runs/scratch/model.pt", "runs/tables/model.pt"],
     "docs/sweeps.md": ["sweeps/heads"],
 }  # fmt: skip
 """Run one after the other in one folder by `make test-slow`, trainings shortened by `SHORTER`, and some of what they
 must make; parsed otherwise."""
+REAL = ("docs/own_data.md",)
+"""Run as written on real data by `make test-slow`."""
+SERVED = ("docs/serving.md",)
+"""Servers and those who ask them, run by `make test-slow`."""
 SHORTER = {
     r"msrcnn (train|sweep) ": "--solver.epochs 1 --solver.batch 4 --data.short-side 64 --data.long-side 64 --threads 1",
     r"msrcnn (train|sweep) (?!.*r50-fpn)": "--model.channels 32 --model.hidden 64",

@@ -63,3 +63,11 @@ def test_the_row_without_a_pyramid() -> None:
 def test_presets_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(PRESETS["demo"], "data", None)  # noqa: B010
+
+
+def test_the_laptops_presets_differ_in_what_they_begin_with() -> None:
+    """`small` fine-tunes ImageNet weights under frozen BatchNorm, `demo` begins from nothing; heads are the same."""
+    small, demo = find_preset("small").model, find_preset("demo").model
+    assert (small.norm, small.frozen_stages, demo.norm, demo.frozen_stages) == ("frozen_bn", 2, "group_norm", 0)
+    same = ("levels", "anchor_sizes", "channels", "hidden", "rpn", "roi", "maskiou", "selection")
+    assert [name for name in same if getattr(small, name) != getattr(demo, name)] == []

@@ -1,0 +1,53 @@
+"""docs/own_data.md on the nuclei: its commands as written, and what it promises of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torchvision.models import ResNet18_Weights
+
+from tests.commands import ROOT
+from tests.docs.documents import steps_of
+
+
+def lay_out(data_dir: Path, folder: Path) -> None:
+    """The reader's folder, and the ImageNet weights where torchvision looks before it downloads."""
+    for split in ("train", "val"):
+        (folder / f"instances_{split}.json").symlink_to(data_dir / "nuclei" / "annotations" / f"instances_{split}.json")
+        (folder / split).symlink_to(data_dir / "nuclei" / split)
+    cached = folder / "torch" / "hub" / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(data_dir / "resnet18_imagenet_partial.pth")
+    program = folder / "bin" / "msrcnn"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
+    program.chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_guide_leads_from_a_folder_to_a_model_and_its_report(data_dir: Path, tmp_path: Path) -> None:
+    lay_out(data_dir, tmp_path)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TORCH_HOME": str(tmp_path / "torch"),
+                    "PYTHONPATH": str(ROOT)}  # fmt: skip
+    for step in steps_of("docs/own_data.md"):
+        began = time.monotonic()
+        done = subprocess.run(["bash", "-c", step.text], cwd=tmp_path, env=environment, text=True, capture_output=True,
+                              timeout=1800, check=False)  # fmt: skip
+        print(f"{time.monotonic() - began:.0f} s: {step.text}\n{done.stdout[-1500:]}")
+        assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    summary = json.loads((tmp_path / "runs" / "first-val" / "summary.json").read_text())
+    assert summary["ap"]["mask_by_mask"]["AP"] > 0.3
+    assert summary["ap"]["mask_by_mask"]["AP50"] > 0.55
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "gallery.png").stat().st_size > 10_000
+    overlays = [p for p in (tmp_path / "predicted").rglob("*") if p.suffix in (".png", ".jpg")]
+    assert len(overlays) == len(list((tmp_path / "val").iterdir()))
+    assert json.loads((tmp_path / "predicted" / "detections.json").read_text())
