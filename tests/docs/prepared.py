@@ -15,6 +15,7 @@ from msrcnn.data.shapes_config import ShapesConfig
 from pipelines.options import ShardConfig
 from pipelines.shard import shard
 from tests.evaluations import write_model
+from tests.predicting import write_image, write_video
 
 SIDE = 64
 
@@ -38,6 +39,13 @@ def write_weights(folder: Path) -> None:
     hub = folder / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), hub / name)
+
+
+def write_photos(folder: Path) -> None:
+    """photos/ and holiday.mp4: of shapes."""
+    for index, name in enumerate(("street.jpg", "market.png")):
+        write_image(folder / "photos" / name, index)
+    write_video(folder / "holiday.mp4", [0, 100, 200])
 
 
 def write_finished(folder: Path) -> None:
