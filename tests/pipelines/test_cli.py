@@ -113,7 +113,7 @@ def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], "'trian' is not a command; there are shapes, shard, data, train, evaluate"),
+        (["trian"], "'trian' is not a command; did you mean train? there are shapes, shard, data, train"),
         (["train", "--preset", "r19", "--shards", "s", "--run", "r"], "--preset r19: no such preset"),
         (["train", "--shards", "nowhere", "--run", "r"], "no manifest.json; make shards with `msrcnn shard`"),
         (

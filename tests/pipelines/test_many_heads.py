@@ -21,6 +21,7 @@ HEADS = ("input=b", "target=2,tau=0.5")
 LOSSES = {"loss/maskiou", "loss/maskiou.input-b", "loss/maskiou.target-2_tau-0.5"}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_heads_from_shards_to_numbers(trained, shards, tmp_path: Path) -> None:
     """A trunk that another run has trained, as `trained` had: three heads on it, by two workers."""

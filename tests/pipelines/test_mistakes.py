@@ -82,7 +82,7 @@ MISTAKES = {
     "weights by half a name": (TRAIN + "--weights resnet18", "did you mean ResNet18_Weights.IMAGENET1K_V1?"),
     "misspelt weights": (TRAIN + "--weights ResNet18_Weights.IMAGENET", "did you mean ResNet18_Weights.IMAGENET1K_V1?"),
     "weights that are nowhere": (TRAIN + "--weights nowhere.pth", "nowhere.pth: no such file; give a file of weights"),
-    "folder for weights": (TRAIN + "--weights shards", "shards: is a folder; give the file in it, as model.pt"),
+    "folder for weights": (TRAIN + "--weights shards", "shards: neither a run directory nor a model file"),
     "weights of Detectron2": (TRAIN + "--weights d2.pth", "d2.pth: weights of Detectron2", "`msrcnn score`"),
     "weights of MMDetection": (TRAIN + "--weights mmdet.pth", "mmdet.pth: weights of MMDetection", "`msrcnn score`"),
     "pickled weights": (TRAIN + "--weights d2.pkl", "d2.pkl: a pickle, which may run code"),

@@ -59,6 +59,7 @@ def test_the_same_command_again_has_nothing_to_do_and_another_model_is_refused(t
         train(replace(config, model=replace(SMALL, hidden=32)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_at_its_last_checkpoint(trained, tmp_path):
     """SIGKILL to everything at once after the first epoch; the same command then runs the second epoch only."""
     from pipelines.checkpoint_list import next_step
