@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from msrcnn.data.batching import canvas_for, make_batch, resized_size
-from msrcnn.data.decoding import ImageError, decode_unstated, rgb_image
+from msrcnn.data.decoding import MAX_PIXELS, ImageError, decode_unstated, rgb_image
 from msrcnn.data.rejected import Reason
 from msrcnn.detection_rows import detection_rows
 from msrcnn.outlines import area_of, outlines
@@ -31,6 +31,19 @@ from msrcnn.weights import Checkpoint
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
 """An image: a file, its bytes, a pillow image, or an array, uint8 [H, W, 3] in RGB order or grey [H, W]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One of a `Prediction`'s, in Python's own numbers."""
+
+    category_id: int
+    category: str
+    box: list[float]  # x0, y0, x1, y1 in pixels
+    class_score: float
+    maskiou: float
+    mask_score: float
+    rle: bytes
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,14 @@ class Prediction:
             self.image, self.height, self.width, self.boxes[:count], self.category_ids[:count], self.names[:count],
             self.class_scores[:count], self.maskious[:count], self.mask_scores[:count], self.rles[:count],
         )  # fmt: skip
+
+    def detections(self) -> Iterator[Detection]:
+        """One after the other, the best mask score first; a float32 is the same number as a float."""
+        columns = zip(
+            self.category_ids.tolist(), self.names, self.boxes.tolist(), self.class_scores.tolist(),
+            self.maskious.tolist(), self.mask_scores.tolist(), self.rles, strict=True,
+        )  # fmt: skip
+        return (Detection(*values) for values in columns)
 
     def masks(self) -> npt.NDArray[np.bool_]:
         """All masks at the image's resolution, [N, height, width]: N * height * width bytes."""
@@ -92,11 +113,12 @@ class Prediction:
             shapes = [[r.flatten().tolist() for r in rings if area_of(r) > 0] for rings in self.polygons()]
         return [
             {
-                "image_id": image_id, "category_id": int(self.category_ids[i]), "segmentation": shapes[i],
-                "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(self.mask_scores[i]),
-                "class_score": float(self.class_scores[i]), "maskiou": float(self.maskious[i]),
+                "image_id": image_id, "category_id": one.category_id, "segmentation": shape,
+                "bbox": [x0, y0, x1 - x0, y1 - y0], "score": one.mask_score, "class_score": one.class_score,
+                "maskiou": one.maskiou,
             }
-            for i, (x0, y0, x1, y1) in enumerate(self.boxes.tolist())
+            for one, shape in zip(self.detections(), shapes, strict=True)
+            for x0, y0, x1, y1 in [one.box]
         ]  # fmt: skip
 
 
@@ -136,8 +158,9 @@ def predict(
 
 
 def predictions(
-    model: Checkpoint, images: Iterable[Picture | ImageError], names: Iterable[str] = (), batch: int = 0
-) -> Iterator[Prediction | ImageError]:
+    model: Checkpoint, images: Iterable[Picture | ImageError], names: Iterable[str] = (), batch: int = 0,
+    most_pixels: int = MAX_PIXELS,
+) -> Iterator[Prediction | ImageError]:  # fmt: skip
     """Finds instances in images, one after the other; the next ones are decoded meanwhile.
 
     An image's detections do not depend on the others: only images that are padded to the same shape share a step.
@@ -147,6 +170,7 @@ def predictions(
         images: any number; `batch` of them are held, and as many again. What is known to be unusable passes through.
         names: what they are called in errors and predictions; a file's own name, or its place, where none is left.
         batch: images a step of the network; 0: as many as suit the device.
+        most_pixels: that a file or its bytes may claim; what claims more is not decoded.
 
     Yields:
         For each image, in order, what is in it, or why it cannot be used.
@@ -156,7 +180,7 @@ def predictions(
     with ThreadPoolExecutor(1) as decoder:
 
         def following() -> Any:
-            return decoder.submit(lambda part: [_decoded(*one) for one in part], list(islice(given, size)))
+            return decoder.submit(lambda part: [_decoded(*one, most_pixels) for one in part], list(islice(given, size)))
 
         waiting = following()
         while part := waiting.result():
@@ -171,14 +195,14 @@ def _named(images: Iterable[Picture | ImageError], names: Iterable[str]) -> Iter
         yield next(left, str(own)), image
 
 
-def _decoded(name: str, image: Picture | ImageError) -> tuple[str, Image.Image | ImageError]:
+def _decoded(name: str, image: Picture | ImageError, most: int) -> tuple[str, Image.Image | ImageError]:
     """The name and its image as RGB, or what is wrong with it."""
     if isinstance(image, ImageError):
         return name, image
     try:
         if isinstance(image, (str, os.PathLike)):
             image = Path(image).read_bytes()
-        return name, decode_unstated(image, name) if isinstance(image, bytes) else rgb_image(image, name)
+        return name, decode_unstated(image, name, most) if isinstance(image, bytes) else rgb_image(image, name)
     except ImageError as error:
         return name, error
     except OSError as error:

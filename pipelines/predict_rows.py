@@ -50,12 +50,13 @@ class Rows:
     def add(self, source: Source, found: Prediction, frame: int | None = None, time: float | None = None) -> None:
         """An image, or a frame of a video at a time in seconds, with what is in it."""
         common = {**self._next(source), "frame": frame, "time": time, "height": found.height, "width": found.width}
-        columns = zip(
-            found.category_ids.tolist(), found.names, found.boxes.tolist(), found.class_scores.tolist(),
-            found.maskious.tolist(), found.mask_scores.tolist(), found.rles, strict=True,
-        )  # fmt: skip
-        names = ("category_id", "category", "bbox", "class_score", "maskiou", "mask_score", "rle")
-        self._rows += [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
+        self._rows += [
+            common | {
+                "category_id": one.category_id, "category": one.category, "bbox": one.box,
+                "class_score": one.class_score, "maskiou": one.maskiou, "mask_score": one.mask_score, "rle": one.rle,
+            }
+            for one in found.detections()
+        ] or [common]  # fmt: skip
         if len(self._rows) >= CHUNK_ROWS:
             self._flush()
 

@@ -69,19 +69,27 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
     raise ImageError(where, Reason.IMAGE_SIZE, detail, "make the shards again")
 
 
-def decode_unstated(data: bytes, where: str) -> Image.Image:
+def decode_unstated(data: bytes, where: str, most: int = MAX_PIXELS) -> Image.Image:
     """An image that nothing is stated of, as `decode_image` gives it: turned as its EXIF orientation says.
 
+    Args:
+        data: as there.
+        where: names the image in errors.
+        most: pixels that it may claim.
+
     Raises:
-        ImageError: the bytes cannot be decoded to the end, or claim more than MAX_PIXELS.
+        ImageError: the bytes cannot be decoded to the end, or claim more pixels.
     """
+    height, width = 0, 0
     try:
         with Image.open(io.BytesIO(data)) as image:
-            height, width = _turned(image)
+            height, width = image.height, image.width
+            if height * width <= most:  # looking for EXIF, pillow decodes a PNG
+                height, width = _turned(image)
     except Exception:  # what it is, decoding says
         height, width = 0, 0
-    if height * width > MAX_PIXELS:
-        detail = f"{width} x {height} pixels, at most {MAX_PIXELS} are taken"
+    if height * width > most:
+        detail = f"{width} x {height} pixels, at most {most} are taken"
         raise ImageError(where, Reason.IMAGE_SIZE, detail, "give a smaller image")
     return decode_image(data, height, width, where)
 

@@ -163,6 +163,8 @@ def test_one_bad_image_is_named_and_costs_no_other(model, tmp_path):
         "b", str(tmp_path / "absent.png"), "image 4", "no such file", "image 6",
     ]  # fmt: skip
     assert "give uint8 [H, W, 3]" in str(found[4])
+    (large,) = predictions(model, [good], most_pixels=SIDE * SIDE - 1)
+    assert str(large).startswith(f"image 0: {SIDE} x {SIDE} pixels, at most {SIDE * SIDE - 1} are taken")
     with pytest.raises(InputError, match="image 1: not a readable image"):
         predict(model, [good, cut])
     assert predict(model, []) == []

@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -211,3 +213,29 @@ def test_no_image_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ImageError, match=r"a\.eps: not a readable image \(EPS is not taken\)"):
         decode_unstated(file.getvalue(), "a.eps")
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_image_of_too_many_pixels_costs_no_memory():
+    """One that is whole: 33 KB that would be 800 MB as RGB."""
+    side = 2**14
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(side * (1 + side // 8)), 9))
+    data = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    assert len(data) < 40_000
+    program = f"""
+import resource, sys
+from msrcnn.data.decoding import ImageError, decode_unstated
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode_unstated(sys.stdin.buffer.read(), "it", {side**2 - 1})
+except ImageError as error:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    kilobytes, _, says = done.stdout.decode().partition(" ")
+    assert says == f"it: {side} x {side} pixels, at most {side**2 - 1} are taken; give a smaller image\n"
+    assert int(kilobytes) < 50_000
