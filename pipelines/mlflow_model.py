@@ -24,11 +24,8 @@ CODE = Path(__file__).with_name("served_model.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pycocotools", "torch", "torchvision")
 DIGEST_TAG = "msrcnn.sha256"
 """Of the weights: by it a model that was logged before, or in part, is known again."""
-OUTPUT = {
-    "image": "long", "category_id": "long", "category": "string", "x0": "double", "y0": "double", "x1": "double",
-    "y1": "double", "class_score": "double", "maskiou": "double", "mask_score": "double", "height": "long",
-    "width": "long", "rle": "string",
-}  # fmt: skip
+KINDS = {"int64": "long", "float64": "double", "object": "string"}
+"""MLflow's names of the types of the answer's columns, by pandas'."""
 
 
 def requirements() -> list[str]:
@@ -90,6 +87,8 @@ def _save(folder: Path, model: Path, run_id: str, logged: LoggedModel) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    from pipelines.served_model import IMAGE, MIN_SCORE, TYPES  # imports torch
+
     def schema(columns: dict[str, str]) -> Schema:
         return Schema([ColSpec(DataType[kind], name) for name, kind in columns.items()])
 
@@ -103,7 +102,9 @@ def _save(folder: Path, model: Path, run_id: str, logged: LoggedModel) -> None:
         artifacts={"weights": str(model)},
         code_paths=[str(Path(msrcnn.__file__).parent)],
         signature=ModelSignature(
-            schema({"image": "binary"}), schema(OUTPUT), ParamSchema([ParamSpec("min_score", DataType.double, None)])
+            schema({IMAGE: "binary"}),
+            schema({name: KINDS[kind] for name, kind in TYPES.items()}),
+            ParamSchema([ParamSpec(MIN_SCORE, DataType.double, None)]),
         ),
         pip_requirements=requirements(),
         mlflow_model=described,

@@ -32,6 +32,8 @@ TYPES: dict[str, str] = {
 """The columns of the answer; one row a detection, best mask score first in each image."""
 MIN_SCORE = "min_score"
 """The parameter: the least mask score of a detection; all are answered if absent."""
+MOST_PIXELS = 50_000_000
+"""Of an image: a few kilobytes can claim to be gigabytes of pixels, and anybody may send them."""
 BASE64 = re.compile(rb"[A-Za-z0-9+/]{60,}")
 """How text begins that MLflow has not decoded: it does so for data frames, not for `inputs` and `instances`."""
 
@@ -61,7 +63,8 @@ class ServedModel(PythonModel):
         rows: list[dict[str, Any]] = []
         named = map(_where, range(len(images)))
         with self.turn:
-            for row, found in enumerate(predictions(self.model, map(bytes, images), named)):
+            answers = predictions(self.model, map(bytes, images), named, most_pixels=MOST_PIXELS)
+            for row, found in enumerate(answers):
                 if isinstance(found, ImageError):
                     encoded = "; it is base64, which dataframe_split and dataframe_records take"
                     raise _refused(f"{found}{encoded if BASE64.match(images[row]) else ''}")
@@ -73,15 +76,12 @@ def detection_columns(row: int, found: Prediction) -> list[dict[str, Any]]:
     """The detections in an image as rows of the answer."""
     return [
         {
-            IMAGE: row, "category_id": category, "category": name,
-            **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
-            "class_score": class_score, "maskiou": maskiou, "mask_score": mask_score,
-            "height": found.height, "width": found.width, "rle": rle.decode("ascii"),
+            IMAGE: row, "category_id": one.category_id, "category": one.category,
+            **dict(zip(("x0", "y0", "x1", "y1"), one.box, strict=True)),
+            "class_score": one.class_score, "maskiou": one.maskiou, "mask_score": one.mask_score,
+            "height": found.height, "width": found.width, "rle": one.rle.decode("ascii"),
         }
-        for category, name, box, class_score, maskiou, mask_score, rle in zip(
-            found.category_ids.tolist(), found.names, found.boxes.tolist(), found.class_scores.tolist(),
-            found.maskious.tolist(), found.mask_scores.tolist(), found.rles, strict=True,
-        )
+        for one in found.detections()
     ]  # fmt: skip
 
 

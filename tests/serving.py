@@ -1,4 +1,4 @@
-"""A small model, images for it, and many clients at once: shared by the tests of what serves models."""
+"""Images and many clients at once: shared by the tests of what serves models."""
 
 from __future__ import annotations
 
@@ -10,24 +10,15 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from msrcnn import Prediction
-from msrcnn.weights import save_model
-from tests.tiny import DATA, SIDE, make_model, shape_image
+from tests.tiny import SIDE, shape_image
 
-CATEGORIES = ((1, 5, "disk"), (2, 7, "ring"), (3, 9, "star"))
 CLIENTS = 100
-
-
-def write_model(folder: Path) -> Path:
-    """A finished run of a model whose heads tell RoIs apart; gives the file."""
-    save_model(folder / "model.pt", make_model(sure=True), DATA, CATEGORIES)
-    return folder / "model.pt"
 
 
 def turned_jpeg() -> bytes:
@@ -44,10 +35,10 @@ def images() -> list[bytes]:
     return [turned_jpeg(), *(shape_image(index)[0] for index in range(4))]
 
 
-def huge_png() -> bytes:
-    """A few bytes that claim to be gigabytes of pixels."""
+def huge_png(side: int = 100_000) -> bytes:
+    """A few bytes that claim to be so many pixels squared."""
     small = shape_image(0)[0]
-    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + small[24:29]
+    header = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
     return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
