@@ -21,12 +21,14 @@ from msrcnn.weights import load_model
 from pipelines.options import worker_range
 from pipelines.run_directory import find_model
 from pipelines.serving_options import ServeConfig
-from pipelines.storage import on_disk
+from pipelines.storage import locate, on_disk, without_password
 
 PATIENCE_SECONDS = 45.0
 """Between lines about a start that takes long; Ray itself calls it so after 30."""
 LOOK_SECONDS = 2.0
 """Between looks at how the application is."""
+ANSWER_SECONDS = 20.0
+"""How long an application that runs already may take to say which model it serves."""
 
 
 def say(line: str) -> None:
@@ -38,8 +40,8 @@ def serve(config: ServeConfig, log: Callable[[str], None] = say) -> None:
     """Serves until it is interrupted; what a replica has begun is still answered.
 
     Raises:
-        InputError: the model cannot be used, the cluster has no room, the port is taken, or somebody else takes the
-            application down.
+        InputError: the model cannot be used, the cluster has no room or serves something else, the port is taken, or
+            somebody else takes the application down.
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     check_installed()
@@ -78,26 +80,31 @@ def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool
         ends_with_ray: Ray ends right after the block, and with it what is left of Ray Serve.
 
     Raises:
-        InputError: the port is taken, or no replica comes up.
+        InputError: the port is taken, something else is served there, or no replica comes up.
     """
     from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
 
     from pipelines.serving import NAME, application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # otherwise a line for every change of state
+    built = application(config)
     there = bool(ray_serve.status().proxies)
     if there:
+        taken_over = _served_there(config)
         log("Ray Serve runs on this cluster already: the application joins it, with its host and port")
+        if taken_over:
+            log("the service that runs there with this model is taken over, and ends with this command")
     else:
         _check_port(config)
         ray_serve.start(http_options={"host": config.host, "port": config.port})
-    log(f"starting {config.replicas} of {config.model}")
+    log(f"starting {config.replicas} of {locate(config.model)}")
     url = f"http://{config.host}:{config.port}"
     try:
         try:
             with _telling(log):
-                ray_serve.run(application(config), name=NAME, route_prefix="/")
-        except RuntimeError as error:
+                ray_serve.run(built, name=NAME, route_prefix="/")
+        except (RuntimeError, RayServeException) as error:
             raise InputError(f"the service does not come up: {_reason(error)}; see the cluster's logs") from error
         log("serving; Ctrl-C ends it" if there else f"serving at {url}; Ctrl-C ends it")
         yield url
@@ -106,6 +113,30 @@ def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool
         ray_serve.delete(NAME)  # waits for the replicas to finish what they do; a shutdown alone would cut them off
         if not there and not ends_with_ray:
             ray_serve.shutdown()
+
+
+def _served_there(config: ServeConfig) -> bool:
+    """Whether the application runs already, with the same model: a command before this one was killed.
+
+    Raises:
+        InputError: it serves another model or is not ours; it is somebody else's.
+    """
+    from ray import serve as ray_serve
+
+    from pipelines.serving import NAME
+
+    if ray_serve.status().applications.get(NAME) is None:
+        return False
+    wanted = str(find_model(config.model)[0])
+    try:
+        served = ray_serve.get_app_handle(NAME).served.remote().result(timeout_s=ANSWER_SECONDS)
+    except Exception as error:  # not there any more, not up, another program's: of many kinds
+        raise InputError(f"an application '{NAME}' is on this cluster already and does not say what it serves "
+                         f"({type(error).__name__}); end it first, or serve on another cluster") from error  # fmt: skip
+    if served != wanted:
+        raise InputError(f"this cluster serves {served} already, not {wanted}; end that service first, or serve on "
+                         "another cluster")  # fmt: skip
+    return True
 
 
 @contextmanager
@@ -190,10 +221,10 @@ def _check_port(config: ServeConfig) -> None:
 
 def _line(message: str) -> str:
     """A message of Ray's in a line."""
-    return " ".join(message.split())[:300]
+    return without_password(" ".join(message.split()))[:300]
 
 
 def _reason(error: Exception) -> str:
     """The last line that says something: Ray puts a replica's traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return _line(lines[-1]) if lines else type(error).__name__

@@ -50,14 +50,16 @@ class Detector:
         threads: that it computes with.
         batch: the most images a step of the network; 0: as many as suit the device.
         most: bytes of the largest image file.
+        most_pixels: of the largest image.
     """
 
-    def __init__(self, model: str, gpu: bool, threads: int, batch: int, most: int) -> None:
+    def __init__(self, model: str, gpu: bool, threads: int, batch: int, most: int, most_pixels: int) -> None:
         torch.set_num_threads(threads)
-        with on_disk(locate(model)) as path:
+        place = locate(model)
+        with on_disk(place) as path:
             self._model = load_model(path, "cuda" if gpu else "cpu")
         size = batch or suited_batch(self._model.device)
-        self._url, self._most = model, most
+        self._place, self._most, self._most_pixels = str(place), most, most_pixels
         self._detect: Turns[Image.Image, Prediction | ImageError] = Turns(self._predictions, size)
         self._decoded = asyncio.Semaphore(2 * size)  # a batch in the network, another one ready: pixels are large
 
@@ -77,11 +79,15 @@ class Detector:
         except InputError as error:
             return refusal(error)
 
+    def served(self) -> str:
+        """The model, as `msrcnn serve` compares it; without the password that its URL may hold."""
+        return self._place
+
     async def _detections(self, request: Request) -> Response:
         wanted = Wanted.of_query(request.query_params.multi_items())
         data = await body_of(request, self._most)
         async with self._decoded:
-            image = await asyncio.to_thread(decode_unstated, data, WHERE)
+            image = await asyncio.to_thread(decode_unstated, data, WHERE, self._most_pixels)
             found = await self._detect(image)
         if isinstance(found, ImageError):
             raise found
@@ -93,11 +99,12 @@ class Detector:
     def _about(self) -> dict[str, Any]:
         return {
             "program": f"msrcnn {__version__}",
-            "model": self._url,
+            "model": self._place,
             "categories": [{"id": number, "name": name} for _, number, name in self._model.categories],
             "device": str(self._model.device),
             "images_a_step": self._detect.size,
             "max_bytes": self._most,
+            "max_pixels": self._most_pixels,
         }
 
 
@@ -121,7 +128,8 @@ def application(options: ServiceOptions) -> serve.Application:
         max_constructor_retry_count=3,
     )(Detector)  # fmt: skip
     threads = max(1, int(options.cpus))
-    return deployment.bind(weights.url, options.gpu, threads, options.batch, int(options.max_mb * 1e6))
+    limits = int(options.max_mb * 1e6), int(options.max_megapixels * 1e6)
+    return deployment.bind(weights.url, options.gpu, threads, options.batch, *limits)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 WRAPPED = ("multipart/", "application/json")
 """Kinds of bodies that hold an image in something else."""
+BODY_SECONDS = 60.0
+"""How long a body may take to arrive: until then it holds one of the replica's places."""
+DRAINED = 4
+"""Times the most bytes that are read of a body that states no size: who still sends does not listen."""
 
 
 class Refused(InputError):
@@ -68,29 +73,45 @@ def _number(name: str, text: str) -> float:
     return value
 
 
-async def body_of(request: Request, most: int) -> bytes:
+async def body_of(request: Request, most: int, seconds: float = BODY_SECONDS) -> bytes:
     """A request's body: the bytes of an image file.
 
     Args:
         request: whose body has not been read.
         most: bytes that are taken.
+        seconds: within which it must be here.
 
     Raises:
-        Refused: 413 if it is larger, 400 if it wraps the image in something else.
+        Refused: 413 if it is or states to be larger, 408 if it takes longer, 400 if it wraps the image in something
+            else.
     """
     kind = request.headers.get("content-type", "")
     if kind.lower().startswith(WRAPPED):
         raise Refused(400, f"content type {kind.split(';')[0]}: send the bytes of an image file as the body")
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > most:
+        raise _too_large(stated, most)
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= most:
-            parts.append(part)
-        else:
-            parts.clear()  # read to its end all the same: who still sends does not listen
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most:
+                    parts.append(part)
+                else:
+                    parts.clear()
+                if size > DRAINED * most:
+                    break
+    except TimeoutError:
+        raise Refused(408, f"the image: {size} bytes in {seconds:g} s and not at its end; send it faster, or a smaller "
+                           "file") from None  # fmt: skip
     if size > most:
-        raise Refused(413, f"the image: {size} bytes, at most {most} are taken; send a smaller file")
+        raise _too_large(f"{size} or more" if size > DRAINED * most else str(size), most)
     return b"".join(parts)
+
+
+def _too_large(size: str, most: int) -> Refused:
+    return Refused(413, f"the image: {size} bytes, at most {most} are taken; send a smaller file")
 
 
 def answered(value: object, status: int = 200) -> Response:
@@ -116,12 +137,9 @@ def described(found: Prediction, wanted: Wanted) -> dict[str, Any]:
         masks = [{"rle": {"size": size, "counts": rle.decode("ascii")}} for rle in found.rles]
     detections = [
         {
-            "category_id": category, "category": name, "box": box, "class_score": class_score, "maskiou": maskiou,
-            "mask_score": mask_score, **mask,
+            "category_id": one.category_id, "category": one.category, "box": one.box, "class_score": one.class_score,
+            "maskiou": one.maskiou, "mask_score": one.mask_score, **mask,
         }
-        for category, name, box, class_score, maskiou, mask_score, mask in zip(
-            found.category_ids.tolist(), found.names, found.boxes.tolist(), found.class_scores.tolist(),
-            found.maskious.tolist(), found.mask_scores.tolist(), masks, strict=True,
-        )
+        for one, mask in zip(found.detections(), masks, strict=True)
     ]  # fmt: skip
     return {"height": found.height, "width": found.width, "detections": detections}

@@ -27,9 +27,12 @@ class ServiceOptions:
     batch: int = 0
     """the most images a step of the network; 0: 8 on a GPU, 1 on a CPU, which more at a time slow down"""
     queue: int = 128
-    """requests that may wait for a replica; further ones are told at once that it is overloaded"""
+    """requests that may wait for a replica, on each node that listens; further ones are told at once that it is
+    overloaded"""
     max_mb: float = 32.0
     """the largest image file, megabytes"""
+    max_megapixels: float = 50.0
+    """the largest image, millions of pixels: each takes 3 MB or more, however small its file"""
 
     def __post_init__(self) -> None:
         worker_range(self.replicas, "--replicas")
@@ -37,6 +40,7 @@ class ServiceOptions:
         require(self.batch >= 0, "--batch", self.batch, "0 or more")
         require(self.queue >= 1, "--queue", self.queue, "at least 1")
         require(0 < self.max_mb <= 1000, "--max-mb", self.max_mb, "above 0, at most 1000")
+        require(0 < self.max_megapixels <= 268, "--max-megapixels", self.max_megapixels, "above 0, at most 268")
 
     @property
     def share(self) -> dict[str, float]:

@@ -21,10 +21,13 @@ from msrcnn import load_model, predict
 from msrcnn.errors import InputError
 from pipelines import serving as application
 from pipelines.serve import check_installed, serve
+from pipelines.serve import serving as serving_of
 from pipelines.serving_options import ServeConfig
+from pipelines.storage import locate
 from tests import serving
 from tests.commands import Command, processes
 from tests.mlflow_server import free_port
+from tests.predicting import write_model
 from tests.ray_nodes import ROOT
 from tests.serving import ask, many, rows_of, same
 from tests.tiny import shape_image
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return serving.write_model(tmp_path_factory.mktemp("run"))
+    return write_model(tmp_path_factory.mktemp("run") / "model.pt")
 
 
 def argued(model: Path, arguments: dict[str, object]):
@@ -68,6 +71,7 @@ def test_the_application_takes_the_options_by_name(model):
         ({"replica": 2}, "replica: no such argument of the service; there are model, replicas, gpu"),
         ({"queue": "many"}, "queue of the service: .*valid integer.*; correct it"),
         ({"queue": 0}, "--queue = 0 is not accepted; it must be at least 1"),
+        ({"max_megapixels": 500}, "--max-megapixels = 500.0 is not accepted; it must be above 0, at most 268"),
         ({"replicas": "2:1"}, "--replicas = '2:1' is not accepted; it must be a number from 1, or MIN:MAX"),
         ({"model": "nowhere"}, "nowhere: neither a run directory nor a model file"),
     ],
@@ -100,15 +104,12 @@ def posted(data: bytes) -> Request:
 
 def test_images_that_wait_together_go_through_the_network_together(model):
     """As on a GPU: those of one padded shape in one step; an image that is none costs the others nothing."""
-    detector = application.Detector(str(model), False, 1, 4, 10**6)
+    detector = application.Detector(str(model), False, 1, 4, 10**6, 10**6)
     steps: list[int] = []
     detector._model.model.register_forward_pre_hook(lambda _, inputs: steps.append(len(inputs[0].images)))
     files = [*serving.images() * 4, b"no image"]
 
-    async def ask_all() -> list[Response]:
-        return await asyncio.gather(*(detector(posted(data)) for data in files))
-
-    *answers, wrong = asyncio.run(ask_all())
+    *answers, wrong = asyncio.run(answers_of(detector, [posted(data) for data in files]))
     assert wrong.status_code == 400
     assert sum(steps) == len(answers) == 20
     assert max(steps) in (2, 3, 4)
@@ -117,6 +118,63 @@ def test_images_that_wait_together_go_through_the_network_together(model):
         rows = json.loads(answer.body)["detections"]
         assert [row["category"] for row in rows] == [*found.names]
         assert [row["mask_score"] for row in rows] == pytest.approx(found.mask_scores.tolist(), abs=1e-5)
+
+
+def test_a_model_is_shown_without_the_password_of_its_url(model):
+    url = "memory://name:secret@bucket/model.pt"
+    locate(url).write(model.read_bytes())
+    detector = application.Detector(url, False, 1, 1, 10**6, 10**6)
+    (answer,) = asyncio.run(answers_of(detector, [Request({**posted(b"").scope, "method": "GET", "path": "/"})]))
+    assert json.loads(answer.body)["model"] == "memory://bucket/model.pt"
+    assert "secret" not in detector.served()
+
+
+async def answers_of(detector: application.Detector, requests: list[Request]) -> list[Response]:
+    return await asyncio.gather(*map(detector, requests))
+
+
+@pytest.mark.ray
+def test_a_service_is_only_taken_over_by_its_own_model(model, tmp_path, ray_session):  # noqa: ARG001
+    """What serves something else goes on after the command that is refused."""
+    other, lines = write_model(tmp_path / "other.pt"), []
+    with serving_of(ServeConfig(model, port=free_port()), print) as url:
+        with (
+            pytest.raises(InputError, match=r"this cluster serves .*/model\.pt already, not .*/other\.pt; end that"),
+            serving_of(ServeConfig(other), print),
+        ):
+            pass
+        assert health(url) == 200
+        with serving_of(ServeConfig(model), lines.append):
+            assert "the service that runs there with this model is taken over, and ends with this command" in lines
+            assert health(url) == 200
+        assert health(url) != 200
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("msrcnn", "an application 'msrcnn' is on this cluster already and does not say what it serves"),
+        ("other", 'the service does not come up: .*Prefix / is being used by application "other"'),
+    ],
+)
+def test_somebody_elses_application_stays(model, ray_session, name, says):  # noqa: ARG001
+    from ray import serve as ray_serve
+
+    @ray_serve.deployment
+    class Stranger:
+        def __call__(self, _: Request) -> str:
+            return "still here"
+
+    port = free_port()
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        ray_serve.run(Stranger.bind(), name=name, route_prefix="/")
+        with pytest.raises(InputError, match=says), serving_of(ServeConfig(model), print):
+            pass
+        assert ask(f"http://127.0.0.1:{port}") == (200, "still here")
+    finally:
+        ray_serve.shutdown()
 
 
 @pytest.mark.ray

@@ -14,6 +14,7 @@ from pipelines.serving import ONGOING
 from pipelines.serving_options import ServeConfig
 from tests import serving
 from tests.mlflow_server import free_port
+from tests.predicting import CATEGORIES, write_model
 from tests.serving import ask, huge_png, many, rows_of, same
 from tests.tiny import shape_image
 
@@ -24,7 +25,7 @@ QUEUE = 90
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return serving.write_model(tmp_path_factory.mktemp("run"))
+    return write_model(tmp_path_factory.mktemp("run") / "model.pt")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,9 @@ def test_what_it_says_of_itself(model, url):
     status, about = ask(url)
     assert status == 200
     assert about["model"].endswith(str(model))
-    assert about["categories"] == [{"id": i, "name": name} for _, i, name in serving.CATEGORIES]
-    assert (about["device"], about["images_a_step"], about["max_bytes"]) == ("cpu", 1, MOST)
+    assert about["categories"] == [{"id": i, "name": name} for _, i, name in CATEGORIES]
+    assert (about["device"], about["images_a_step"]) == ("cpu", 1)
+    assert (about["max_bytes"], about["max_pixels"]) == (MOST, 50_000_000)
     assert ask(f"{url}/health") == (200, {"status": "ok"})
 
 
@@ -81,7 +83,8 @@ def test_what_it_says_of_itself(model, url):
         ("", b"no image", "image/png", 400, "the image: not a readable image (no known image format)"),
         ("", b"", "image/png", 400, "the image: not a readable image (the file is empty"),
         ("", shape_image(0)[0][:500], "image/png", 400, "the image: not a readable image (500 bytes"),
-        ("", huge_png(), "image/png", 400, "100000 x 100000 pixels, at most"),
+        ("", huge_png(), "image/png", 400, "100000 x 100000 pixels, at most 50000000 are taken"),
+        ("", huge_png(7072), "image/png", 400, "7072 x 7072 pixels, at most 50000000 are taken; give a smaller image"),
         ("", b"/etc/passwd", "text/plain", 400, "not a readable image"),
         ("", b'{"image": ""}', "application/json", 400, "send the bytes of an image file as the body"),
         ("", b"--x", "multipart/form-data; boundary=x", 400, "content type multipart/form-data: send the bytes"),
@@ -120,9 +123,9 @@ def begin(url: str, data: bytes) -> http.client.HTTPConnection:
 
 
 def test_a_body_of_no_stated_size(url):
-    """Sent in pieces; one that grows too large is refused."""
+    """Sent in pieces; one that grows too large is refused, also where it is not read to its end."""
     data = shape_image(2)[0]
-    for body, status in ((data, 200), (data + bytes(2 * MOST), 413)):
+    for body, status in ((data, 200), (data + bytes(2 * MOST), 413), (data + bytes(50 * MOST), 413)):
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
         pieces = (body[i : i + 10_000] for i in range(0, len(body), 10_000))
         connection.request("POST", "/detect", pieces, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
