@@ -15,6 +15,8 @@ from msrcnn.errors import InputError
 Image.MAX_IMAGE_PIXELS = None  # its limit is against bombs; here no image is decoded that is not of the stated size
 PROGRAMS = ("EPS",)
 """Formats of which an image is a program, which pillow has another process run; not taken from anyone."""
+ICONS = (b"\0\0\1\0", b"icns")
+"""How files (ICO, ICNS) begin whose image may have another size than they state; only decoding it tells."""
 ORIENTATION = 0x0112
 """The EXIF tag of how a camera was held: 1 upright, 2 to 8 turned or mirrored."""
 MAX_PIXELS = 1 << 28
@@ -78,8 +80,10 @@ def decode_unstated(data: bytes, where: str, most: int = MAX_PIXELS) -> Image.Im
         most: pixels that it may claim.
 
     Raises:
-        ImageError: the bytes cannot be decoded to the end, or claim more pixels.
+        ImageError: the bytes cannot be decoded to the end, claim more pixels, or are an icon.
     """
+    if data.startswith(ICONS):
+        raise _undecodable(data, "icons are not taken", where)
     height, width = 0, 0
     try:
         with Image.open(io.BytesIO(data)) as image:

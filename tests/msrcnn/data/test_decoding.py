@@ -215,8 +215,15 @@ def test_no_image_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_image_of_too_many_pixels_costs_no_memory():
-    """One that is whole: 33 KB that would be 800 MB as RGB."""
+@pytest.mark.parametrize(
+    ("icon", "says"),
+    [
+        (False, "16384 x 16384 pixels, at most 1000000 are taken; give a smaller image"),
+        (True, "not a readable image (icons are not taken); replace or remove it"),
+    ],
+)
+def test_an_image_of_too_many_pixels_costs_no_memory(icon, says):
+    """One that is whole: 33 KB that would be 800 MB as RGB, as it is or in an icon that states 16 x 16."""
     side = 2**14
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -226,16 +233,22 @@ def test_an_image_of_too_many_pixels_costs_no_memory():
     pixels = chunk(b"IDAT", zlib.compress(bytes(side * (1 + side // 8)), 9))
     data = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
     assert len(data) < 40_000
-    program = f"""
-import resource, sys
+    if icon:
+        data = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(data), 22) + data
+    program = """
+import re, sys
 from msrcnn.data.decoding import ImageError, decode_unstated
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+
+data, before = sys.stdin.buffer.read(), peak()
 try:
-    decode_unstated(sys.stdin.buffer.read(), "it", {side**2 - 1})
+    decode_unstated(data, "it", 10**6)
 except ImageError as error:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+    print(peak() - before, error)
 """
     done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
-    kilobytes, _, says = done.stdout.decode().partition(" ")
-    assert says == f"it: {side} x {side} pixels, at most {side**2 - 1} are taken; give a smaller image\n"
+    kilobytes, _, said = done.stdout.decode().partition(" ")
+    assert said == f"it: {says}\n"
     assert int(kilobytes) < 50_000
