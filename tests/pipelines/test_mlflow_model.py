@@ -22,10 +22,12 @@ from msrcnn.errors import InputError
 from msrcnn.masks import paste_and_encode
 from msrcnn.rows import ImageTruth
 from msrcnn.weights import save_model
-from pipelines.mlflow_model import CODE, OUTPUT, REQUIREMENTS, log_model
+from pipelines.mlflow_model import CODE, REQUIREMENTS, log_model
+from pipelines.served_model import TYPES
 from pipelines.tracking import Tracker
 from tests.mlflow_server import Server
-from tests.serving import CATEGORIES, turned_jpeg
+from tests.predicting import CATEGORIES
+from tests.serving import turned_jpeg
 from tests.tiny import DATA, SIDE, detections_of, make_model, shape_image
 
 IMPORTS = {"pillow": "PIL"}
@@ -101,7 +103,7 @@ def expected_rows(model: torch.nn.Module, position: int, data: bytes, height: in
         score, maskiou = float(found.class_scores[0, slot]), float(found.maskious[0, slot])
         rle = paste_and_encode(found.masks[0, slot][None], torch.tensor([box]), height, width)[0].decode()
         values = (position, source, name, *box, score, maskiou, score * maskiou, height, width, rle)
-        rows.append(dict(zip(OUTPUT, values, strict=True)))
+        rows.append(dict(zip(TYPES, values, strict=True)))
     return sorted(rows, key=lambda row: -row["mask_score"])
 
 
@@ -133,7 +135,7 @@ def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_pat
     assert Path(said["code"]).parts[-3:] == ("code", "msrcnn", "__init__.py")  # the copy that the model came with
     assert (said["ray"], said["pipelines"]) == (False, False)
     assert imported(said["ours"]) - sys.stdlib_module_names - {"msrcnn"} <= {IMPORTS.get(n, n) for n in REQUIREMENTS}
-    assert said["none"] == [0, list(OUTPUT)]
+    assert said["none"] == [0, list(TYPES)]
     assert all("row 1 of the column 'image'" in error for error in said["errors"][:3])
     assert "100000 x 100000 pixels" in said["errors"][2]
     assert len(said["errors"]) == 4
@@ -144,8 +146,8 @@ def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_pat
     assert {row["image"] for row in expected} == {0, 1}
     assert len(said["rows"]) == len(expected)
     for got, wanted in zip(said["rows"], expected, strict=True):
-        assert list(got) == list(OUTPUT)
-        numbers = [key for key, kind in OUTPUT.items() if kind == "double"]
+        assert list(got) == list(TYPES)
+        numbers = [key for key, kind in TYPES.items() if kind == "float64"]
         assert [got[key] for key in numbers] == pytest.approx([wanted[key] for key in numbers], rel=1e-4, abs=1e-4)
         assert {k: v for k, v in got.items() if k not in numbers} == {
             k: v for k, v in wanted.items() if k not in numbers
