@@ -19,7 +19,7 @@ from typing import NoReturn
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines.storage import Location, explained, locate
+from pipelines.storage import Location, explained, locate, without_password
 
 IMAGES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 """By their suffix: what is taken from a folder."""
@@ -71,20 +71,25 @@ def find_sources(given: Iterable[str | Path], out: Location) -> list[Source]:
         InputError: one does not exist, a folder has no image, or a pattern matches nothing.
     """
     found: dict[tuple[str, str], str] = {}
-    own = f"{out.path}/" if out.local is not None else None
     for text in map(str, given):
+        told = without_password(text)
         try:
             new = list(_matches(text) if _is_pattern(text) else _behind(locate(text)))
         except UnicodeError:
-            shown = text.encode(errors="replace").decode()
-            raise InputError(f"{shown}: a file name there is not UTF-8; rename the file") from None
-        if own is not None:
-            new = [one for one in new if not f"{one.folder}/".startswith(own)]
+            told = told.encode(errors="replace").decode()
+            raise InputError(f"{told}: a file name there is not UTF-8; rename the file") from None
+        new = [one for one in new if not _lies_in(_located(one.folder), out)]
         if not new:
-            raise InputError(f"{text}: {_nothing(text)}")
+            raise InputError(f"{told}: {_nothing(text)}")
         for one in new:
             found.setdefault((one.folder, one.file), one.name)
     return _with_own_names([Source(folder, file, name) for (folder, file), name in found.items()])
+
+
+def _lies_in(folder: Location, out: Location) -> bool:
+    """Whether a folder is `out` or below it, however either was written."""
+    path, own = os.path.normpath(folder.path), os.path.normpath(out.path)
+    return f"{path}/".startswith(f"{own}/") and folder.filesystem.equals(out.filesystem)
 
 
 def _is_pattern(text: str) -> bool:
@@ -148,7 +153,7 @@ def _matches(text: str) -> Iterator[Source]:
     while not any(c in wild[0] for c in "*["):
         fixed.append(wild.pop(0))
     if not fixed:
-        raise InputError(f"{text}: a pattern must not begin before the first folder; name the bucket")
+        raise InputError(f"{without_password(text)}: a pattern must not begin before the first folder; name the bucket")
     folder = locate(f"{scheme}://{'/'.join(fixed)}{mark}{query}")
     try:
         names = _below(folder, recursive=len(wild) > 1 or "**" in wild)
