@@ -26,7 +26,7 @@ from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
 from pipelines.progress import Progress, duration
 from pipelines.run_directory import find_model
 from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
-from pipelines.video import video_library
+from pipelines.video import check_encoder, video_library
 
 FAILED = 1
 """The exit code where an image could not be used."""
@@ -46,6 +46,8 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     sources = find_sources(config.images, out)
     if any(source.is_video for source in sources):
         video_library()
+        if config.overlays:
+            check_encoder()
     if config.gpu and not on_cluster(config) and not torch.cuda.is_available():
         raise InputError("--gpu: this machine has no GPU that CUDA knows; leave it out, or give --address")
     _check_output(out)
