@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 import msrcnn
-from msrcnn import load_model
+from msrcnn import Prediction, load_model
 from msrcnn.errors import InputError
+from pipelines.detection_parts import Origin, PartInfo, PartWriter, read_info
 from pipelines.predict import predict
-from pipelines.predict_inputs import Source
-from pipelines.predict_job import LEAST_IMAGES, Predictor, parts_of
+from pipelines.predict_inputs import Source, find_sources
+from pipelines.predict_job import LEAST_IMAGES, PARTS, PredictJob, Predictor, parts_of
 from pipelines.predict_options import PredictConfig
+from pipelines.predict_rows import PART_GROUP_ROWS, Rows, join
 from pipelines.schema import PREDICTION_ROW
 from pipelines.storage import locate
 from tests.commands import ROOT
@@ -66,6 +74,15 @@ def predicting(run: Path, *images: str | Path, **options) -> tuple[int, list[str
     """The exit code, and what was printed."""
     lines: list[str] = []
     return predict(PredictConfig(run, images, **{"min_score": EVERYTHING, **options}), lines.append), lines
+
+
+@contextlib.contextmanager
+def preserved(path: Path) -> Iterator[os.stat_result]:
+    """A file is after the block what it was before."""
+    content, state = path.read_bytes(), path.stat()
+    yield state
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def test_a_folder_gives_the_models_detections_overlays_and_coco_files(run, model, here):
@@ -223,6 +240,15 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     assert pq.read_table(out / "parts" / "part-00000-0000.parquet").num_rows > 0
     with pytest.raises(InputError, match=r"holds detections of something else .*min-score"):
         predicting(run, "photos", min_score=0.5)
+    kept = here / "photos" / "00.png"
+    for content, time in ((pixels(3), 1), (pixels(0)[:64], 0)):  # of another time, then of another size
+        with preserved(kept) as old:
+            Image.fromarray(content).save(kept)
+            os.utime(kept, ns=(old.st_atime_ns, old.st_mtime_ns + time))
+            with pytest.raises(InputError, match=r"holds detections of something else .*dataset"):
+                predicting(run, "photos")
+    for name in ("detections.parquet", "detections.json", "images.json"):
+        (out / f"{name}.tmp-0123456789ab").touch()
     (out / "overlays" / "00.png.tmp-0123456789ab").touch()  # of one that was killed
     first = (out / "overlays" / "00.png").stat().st_mtime_ns
     code, lines = predicting(run, "photos")
@@ -235,6 +261,75 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     for name in ("detections.json", "images.json"):
         assert (out / name).read_bytes() == (here / "whole" / name).read_bytes()
     assert rows_of(out) == rows_of(here / "whole")
+
+
+def test_what_another_process_finished_meanwhile_is_not_overwritten(run, here):
+    write_image(here / "a.png", 0)
+    config = PredictConfig(run, ("a.png",), min_score=EVERYTHING)
+    finished: list[int] = []
+
+    def while_the_first_begins(_: str) -> None:
+        if not finished:
+            finished.append(predict(config, lambda _: None))
+
+    with pytest.raises(InputError, match="already holds predictions"):
+        predict(config, while_the_first_begins)
+    assert finished == [0]
+    assert files_in(here / "predictions") == [
+        "detections.json", "detections.parquet", "images.json", "overlays/a.png"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["clip.mp4", "photos"])
+def test_no_thread_reads_on_after_an_error(run, here, given):
+    write_video(here / "clip.mp4", [100 * i for i in range(20)])
+    for index in range(6):
+        write_image(here / "photos" / f"{index}.png", index)
+
+    def fail(_: int) -> None:
+        raise RuntimeError
+
+    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2)
+    (job.out / PARTS).make_folder()
+    predictor, parts = Predictor(job, torch.device("cpu")), parts_of(find_sources([given], job.out))
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError) as raised:
+        predictor.run(parts[0], fail)
+    assert set(threading.enumerate()) <= before, raised  # whose traceback holds all that is still open
+    assert files_in(here / "out") == []
+
+
+def test_rows_of_a_part_are_written_as_they_come(here):
+    """As of a long video: little is in memory when it is made, and when the parts are joined."""
+    frames, each, masks = 150, 100, [b"x" * 1000 + bytes([65 + i % 26]) for i in range(100)]
+    found = Prediction("", 10, 10, np.zeros((each, 4), np.float32), np.ones(each, np.int64), ("disk",) * each,
+                       *(np.linspace(1, 0, each, dtype=np.float32) for _ in range(3)), tuple(masks))  # fmt: skip
+    folder, origin = locate(here / "parts"), Origin("0" * 64, "1" * 64, {})
+    folder.make_folder()
+    held, base = [], pa.total_allocated_bytes()
+    with PartWriter(folder, (0, 0), origin) as part:
+        rows = Rows(part)
+        for number in range(frames):
+            rows.add(Source("/", "a.mp4", "a.mp4"), found, number, number / 10)
+            held.append(pa.total_allocated_bytes() - base)
+        rows.failed(Source("/", "a.mp4", "a.mp4"), "cut")
+        rows.finish()
+    assert read_info(folder / "part-00000-0000.parquet") == (origin, part.info)
+    assert part.info == PartInfo(0, 0, frames + 1, frames * each, 1, "cut")
+    whole = frames * each * 1000
+    assert max(held) < whole / 5
+    groups = pq.ParquetFile(here / "parts" / "part-00000-0000.parquet").metadata
+    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert max(sizes) < PART_GROUP_ROWS + each
+    assert len(sizes) == 4
+    joined = join(locate(here), folder, [part.info], [(1, "disk")])
+    assert (joined.images, joined.detections, joined.failed) == (frames + 1, frames * each, 1)
+    stored = rows_of(here)
+    ids = [i for i in range(1, frames + 1) for _ in range(each)]
+    assert [row["image_id"] for row in stored] == [*ids, frames + 1]
+    assert [row["rle"] for row in stored[:-1]] == masks * frames
+    assert len(json_of(here / "detections.json")) == frames * each
+    assert [image["frame"] for image in json_of(here / "images.json")["images"]] == list(range(frames))
 
 
 @pytest.mark.slow

@@ -153,3 +153,11 @@ def test_folders_and_patterns_behind_a_url(tmp_path):
         assert names("**/*.png", "set/**") == ["a.png", "a #1.jpg", "b.jpg", "x.txt"]
         with pytest.raises(InputError, match="no such file or folder"):
             names("absent/")
+
+        def states(given: str) -> list[str]:
+            return [s.state for s in find_sources([url.format(given)], locate(tmp_path / "out"))]
+
+        before = states("set/b.jpg")
+        assert before == states("set/*.jpg")[1:] == states("set/")[1:2]
+        (locate(url.format("set")) / "b.jpg").write(b"longer than before")
+        assert states("set/b.jpg") == states("set/")[1:2] != before
