@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,14 +20,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import msrcnn
-from msrcnn import Prediction, load_model
+from msrcnn import load_model
 from msrcnn.errors import InputError
-from pipelines.detection_parts import Origin, PartInfo, PartWriter, read_info
+from pipelines.detection_parts import Origin
 from pipelines.predict import predict
 from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import LEAST_IMAGES, PARTS, PredictJob, Predictor, parts_of
 from pipelines.predict_options import PredictConfig
-from pipelines.predict_rows import PART_GROUP_ROWS, Rows, join
 from pipelines.schema import PREDICTION_ROW
 from pipelines.storage import locate
 from tests.commands import ROOT
@@ -297,39 +295,6 @@ def test_no_thread_reads_on_after_an_error(run, here, given):
         predictor.run(parts[0], fail)
     assert set(threading.enumerate()) <= before, raised  # whose traceback holds all that is still open
     assert files_in(here / "out") == []
-
-
-def test_rows_of_a_part_are_written_as_they_come(here):
-    """As of a long video: little is in memory when it is made, and when the parts are joined."""
-    frames, each, masks = 150, 100, [b"x" * 1000 + bytes([65 + i % 26]) for i in range(100)]
-    found = Prediction("", 10, 10, np.zeros((each, 4), np.float32), np.ones(each, np.int64), ("disk",) * each,
-                       *(np.linspace(1, 0, each, dtype=np.float32) for _ in range(3)), tuple(masks))  # fmt: skip
-    folder, origin = locate(here / "parts"), Origin("0" * 64, "1" * 64, {})
-    folder.make_folder()
-    held, base = [], pa.total_allocated_bytes()
-    with PartWriter(folder, (0, 0), origin) as part:
-        rows = Rows(part)
-        for number in range(frames):
-            rows.add(Source("/", "a.mp4", "a.mp4"), found, number, number / 10)
-            held.append(pa.total_allocated_bytes() - base)
-        rows.failed(Source("/", "a.mp4", "a.mp4"), "cut")
-        rows.finish()
-    assert read_info(folder / "part-00000-0000.parquet") == (origin, part.info)
-    assert part.info == PartInfo(0, 0, frames + 1, frames * each, 1, "cut")
-    whole = frames * each * 1000
-    assert max(held) < whole / 5
-    groups = pq.ParquetFile(here / "parts" / "part-00000-0000.parquet").metadata
-    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
-    assert max(sizes) < PART_GROUP_ROWS + each
-    assert len(sizes) == 4
-    joined = join(locate(here), folder, [part.info], [(1, "disk")])
-    assert (joined.images, joined.detections, joined.failed) == (frames + 1, frames * each, 1)
-    stored = rows_of(here)
-    ids = [i for i in range(1, frames + 1) for _ in range(each)]
-    assert [row["image_id"] for row in stored] == [*ids, frames + 1]
-    assert [row["rle"] for row in stored[:-1]] == masks * frames
-    assert len(json_of(here / "detections.json")) == frames * each
-    assert [image["frame"] for image in json_of(here / "images.json")["images"]] == list(range(frames))
 
 
 @pytest.mark.slow
