@@ -7,7 +7,7 @@ them give the same detections.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -160,7 +160,7 @@ def predict(
 def predictions(
     model: Checkpoint, images: Iterable[Picture | ImageError], names: Iterable[str] = (), batch: int = 0,
     most_pixels: int = MAX_PIXELS,
-) -> Iterator[Prediction | ImageError]:  # fmt: skip
+) -> Generator[Prediction | ImageError, None, None]:  # fmt: skip
     """Finds instances in images, one after the other; the next ones are decoded meanwhile.
 
     An image's detections do not depend on the others: only images that are padded to the same shape share a step.

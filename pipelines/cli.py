@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 
 from msrcnn import __version__
@@ -43,6 +44,13 @@ def _no_verb(word: str) -> str:
     return f"'{word}' is not a command; {meant(closest(word, VERBS))}{there}"
 
 
+def _unread() -> bool:
+    """Whether nobody is left to read what is printed."""
+    state = select.poll()
+    state.register(sys.stdout.fileno(), 0)  # asks for nothing but errors, which are always told
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in state.poll(0))
+
+
 def main() -> None:
     """Entry point: exit code 0, 1 if part of the work failed, 2 for input that cannot be used, 130 when interrupted."""
     arguments = sys.argv[1:]
@@ -68,10 +76,10 @@ def main() -> None:
             raise
         print(f"msrcnn: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # of `| head`, say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
-        sys.exit(CUT_OFF)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _unread():  # of `| head`, say; not of a connection
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+            sys.exit(CUT_OFF)
         if debug or (error.filename is None and error.errno not in STORAGE):
             raise
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]

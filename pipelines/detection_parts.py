@@ -12,7 +12,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from msrcnn.config import difference
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
-from pipelines.storage import ASIDE, Location, explained, open_parquet
+from pipelines.storage import ASIDE, Location, Sink, explained, open_parquet
 
 if TYPE_CHECKING:
     from pipelines.reading import RowGroup  # which takes Ray along
@@ -33,7 +34,7 @@ VERSION = 1
 """Raised when a detection row's meaning changes."""
 PART = re.compile(r"part-(\d{5,})-(\d{4,})\.parquet")
 META = b"msrcnn.detections"
-"""The key in a part's Parquet schema metadata."""
+"""The key in a part's Parquet metadata."""
 SHORT = 12
 """Hex digits of a fingerprint in rows and messages."""
 FOOTERS = 16
@@ -105,42 +106,80 @@ def sha256_of(path: Path) -> str:
     return checksum.hexdigest()
 
 
-def write_part(folder: Location, key: Key, table: pa.Table, origin: Origin) -> PartInfo:
-    """Writes the detections of a row group.
+class PartWriter:
+    """Writes the detections of a row group, some rows at a time.
+
+    Use it as a context: the part is there if the block ends well. Raises OSError where it cannot be written.
 
     Args:
-        table: rows of `DETECTION_ROW`, at least one an image; `model` and `dataset` are filled in here.
+        folder: of the parts.
+        key: the row group.
+        origin: what the detections follow from.
+
+    Attributes:
+        info: what was written so far.
+    """
+
+    def __init__(self, folder: Location, key: Key, origin: Origin) -> None:
+        self.info = PartInfo(*key, images=0, detections=0, errors=0)
+        self._place, self._origin = folder / part_name(key), origin
+        self._open = ExitStack()
+        self._sink: Sink | None = None
+        self._parquet: pq.ParquetWriter | None = None
+
+    def add(self, table: pa.Table) -> None:
+        """Writes rows of `DETECTION_ROW`, at least one an image, all of an image at once.
+
+        `model` and `dataset` are filled in here.
+        """
+        errors, info = table["error"].drop_null(), self.info
+        self.info = replace(
+            info,
+            images=info.images + len(table["image_id"].unique()),
+            detections=info.detections + len(table) - table["category"].null_count,
+            errors=info.errors + len(errors),
+            first_error=errors[0].as_py() if info.first_error is None and len(errors) else info.first_error,
+        )
+        for name, value in (("model", self._origin.model), ("dataset", self._origin.dataset)):
+            column = pa.repeat(pa.scalar(value[:SHORT]), len(table))
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        if self._parquet is None:
+            parquet = pq.ParquetWriter(self._sink, table.schema, compression="zstd")
+            self._parquet = self._open.enter_context(parquet)
+        self._parquet.write_table(table)
+
+    def __enter__(self) -> PartWriter:
+        self._sink = self._open.enter_context(self._place.writing())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: Any) -> None:
+        if kind is None and self._parquet is not None:
+            meta = {"version": VERSION, "origin": asdict(self._origin), "part": asdict(self.info)}
+            self._parquet.add_key_value_metadata({META: json.dumps(meta).encode()})
+        self._open.__exit__(kind, *raised)
+
+
+def write_part(folder: Location, key: Key, table: pa.Table, origin: Origin) -> PartInfo:
+    """Writes the detections of a row group at once.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    errors = table.filter(table["error"].is_valid())
-    info = PartInfo(
-        *key,
-        images=len(table["image_id"].unique()),
-        detections=len(table) - table["category"].null_count,
-        errors=len(errors),
-        first_error=errors["error"][0].as_py() if len(errors) else None,
-    )
-    for name, value in (("model", origin.model), ("dataset", origin.dataset)):
-        column = pa.repeat(pa.scalar(value[:SHORT]), len(table))
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    meta = {"version": VERSION, "origin": asdict(origin), "part": asdict(info)}
     try:
-        with (folder / part_name(key)).writing() as sink:
-            pq.write_table(table.replace_schema_metadata({META: json.dumps(meta).encode()}), sink, compression="zstd")
+        with PartWriter(folder, key, origin) as part:
+            part.add(table)
     except OSError as error:
         raise InputError(
             f"{folder / part_name(key)}: cannot be written ({explained(error)}); put that right and give the same "
             "command again: it goes on where this one stopped"
         ) from error
-    return info
+    return part.info
 
 
 def read_info(place: Location) -> tuple[Origin, PartInfo] | None:
     """What a part says of itself; None if it is damaged or no part."""
     try:
-        meta = json.loads((open_parquet(place.url).schema_arrow.metadata or {})[META])
+        meta = json.loads((open_parquet(place.url).metadata.metadata or {})[META])
         if meta["version"] != VERSION:
             return None
         return Origin(**meta["origin"]), PartInfo(**meta["part"])

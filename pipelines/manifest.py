@@ -18,7 +18,7 @@ from pipelines.storage import Location, Place, locate
 
 MANIFEST = "manifest.json"
 LOOKED_INTO = 20
-"""Folders in one without a manifest, at most, that are looked into for what was meant."""
+"""Folders in one that lacks what was looked for, at most, that are looked into for what was meant."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
 from pipelines.progress import Progress, duration
 from pipelines.run_directory import find_model
 from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
-from pipelines.video import video_library
+from pipelines.video import check_encoder, video_library
 
 FAILED = 1
 """The exit code where an image could not be used."""
@@ -46,6 +46,8 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     sources = find_sources(config.images, out)
     if any(source.is_video for source in sources):
         video_library()
+        if config.overlays:
+            check_encoder()
     if config.gpu and not on_cluster(config) and not torch.cuda.is_available():
         raise InputError("--gpu: this machine has no GPU that CUDA knows; leave it out, or give --address")
     _check_output(out)
@@ -62,8 +64,9 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
     with exclusively(out, "predicting into"):
+        _check_output(out)  # another process may have finished meanwhile
         done = prepare(out / PARTS, origin)
-        _remove_halves(out / OVERLAYS)
+        _remove_halves(out)
         infos = _run(config, job, parts_of(sources), done, log)
         return _finish(out, infos, categories, began, log)
 
@@ -153,15 +156,19 @@ def _check_output(out: Location) -> None:
         raise InputError(f"{out}: is not empty; choose another --out")
 
 
-def _remove_halves(overlays: Location) -> None:
+def _remove_halves(out: Location) -> None:
     """What a process that was killed had not finished."""
-    if overlays.local is not None:
-        for path in overlays.local.rglob("*.tmp-*"):
+    for name in out.list():
+        if (aside := ASIDE.fullmatch(name)) and aside["name"] in (DETECTIONS, RESULTS, IMAGES):
+            (out / name).remove()
+    if out.local is not None:
+        for path in (out.local / OVERLAYS).rglob("*.tmp-*"):
             if ASIDE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
 def _fingerprint(sources: Sequence[Source]) -> str:
+    """Another where names, or sizes and times, of the files differ: what was made of the old ones is then of no use."""
     checksum = hashlib.sha256()
     for source in sources:
         checksum.update(json.dumps([*astuple(source)]).encode())

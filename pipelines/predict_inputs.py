@@ -11,7 +11,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -19,7 +19,7 @@ from typing import NoReturn
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines.storage import Location, explained, locate
+from pipelines.storage import Location, explained, locate, without_password
 
 IMAGES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 """By their suffix: what is taken from a folder."""
@@ -36,11 +36,13 @@ class Source:
         folder: that it is in, a local path or a URL.
         file: its name there.
         name: relative to the folder that was given; no other source has it.
+        state: its size in bytes and when it was last changed, as far as they are known; another after a change.
     """
 
     folder: str
     file: str
     name: str
+    state: str = field(default="", compare=False)
 
     @property
     def place(self) -> Location:
@@ -70,21 +72,26 @@ def find_sources(given: Iterable[str | Path], out: Location) -> list[Source]:
     Raises:
         InputError: one does not exist, a folder has no image, or a pattern matches nothing.
     """
-    found: dict[tuple[str, str], str] = {}
-    own = f"{out.path}/" if out.local is not None else None
+    found: dict[tuple[str, str], Source] = {}
     for text in map(str, given):
+        told = without_password(text)
         try:
             new = list(_matches(text) if _is_pattern(text) else _behind(locate(text)))
         except UnicodeError:
-            shown = text.encode(errors="replace").decode()
-            raise InputError(f"{shown}: a file name there is not UTF-8; rename the file") from None
-        if own is not None:
-            new = [one for one in new if not f"{one.folder}/".startswith(own)]
+            told = told.encode(errors="replace").decode()
+            raise InputError(f"{told}: a file name there is not UTF-8; rename the file") from None
+        new = [one for one in new if not _lies_in(_located(one.folder), out)]
         if not new:
-            raise InputError(f"{text}: {_nothing(text)}")
+            raise InputError(f"{told}: {_nothing(text)}")
         for one in new:
-            found.setdefault((one.folder, one.file), one.name)
-    return _with_own_names([Source(folder, file, name) for (folder, file), name in found.items()])
+            found.setdefault((one.folder, one.file), one)
+    return _with_own_names([*found.values()])
+
+
+def _lies_in(folder: Location, out: Location) -> bool:
+    """Whether a folder is `out` or below it, however either was written."""
+    path, own = os.path.normpath(folder.path), os.path.normpath(out.path)
+    return f"{path}/".startswith(f"{own}/") and folder.filesystem.equals(out.filesystem)
 
 
 def _is_pattern(text: str) -> bool:
@@ -99,25 +106,27 @@ def _behind(place: Location) -> Iterator[Source]:
     try:
         info = place.filesystem.get_file_info(place.path)
         if info.type == fs.FileType.File:
-            yield Source(place.parent.url, place.name, place.name)
+            yield Source(place.parent.url, place.name, place.name, _state(info))
         elif info.type == fs.FileType.Directory:
-            for name in _below(place, recursive=True):
+            for name, file in _below(place, recursive=True).items():
                 if _suffix(name) in IMAGES:
-                    yield _source(place, name)
+                    yield _source(place, name, name, file)
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({explained(error)}); give another") from error
 
 
-def _below(folder: Location, recursive: bool) -> list[str]:
-    """Names of the files in a folder, relative to it, sorted; without hidden ones."""
+def _below(folder: Location, recursive: bool) -> dict[str, fs.FileInfo]:
+    """The files in a folder by their names relative to it, sorted; without hidden ones."""
+    start = len(folder.path.rstrip("/")) + 1
     if folder.local is not None:
-        names = [str(path.relative_to(folder.local)) for path in _walked(folder.local)]
-        "".join(names).encode()  # a UnicodeError where one is no text
+        paths = [f"{folder.path.rstrip('/')}/{path.relative_to(folder.local)}" for path in _walked(folder.local)]
+        "".join(paths).encode()  # a UnicodeError where one is no text
+        found = dict(zip((path[start:] for path in paths), folder.filesystem.get_file_info(paths), strict=True))
     else:
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=recursive))
-        start = len(folder.path.rstrip("/")) + 1
-        names = [info.path[start:] for info in infos if info.type == fs.FileType.File]
-    return sorted((n for n in names if not any(part.startswith(".") for part in n.split("/"))), key=_order)
+        found = {info.path[start:]: info for info in infos if info.type == fs.FileType.File}
+    names = (name for name in found if not any(part.startswith(".") for part in name.split("/")))
+    return {name: found[name] for name in sorted(names, key=_order)}
 
 
 def _walked(folder: Path) -> Iterator[Path]:
@@ -148,13 +157,15 @@ def _matches(text: str) -> Iterator[Source]:
     while not any(c in wild[0] for c in "*["):
         fixed.append(wild.pop(0))
     if not fixed:
-        raise InputError(f"{text}: a pattern must not begin before the first folder; name the bucket")
+        raise InputError(f"{without_password(text)}: a pattern must not begin before the first folder; name the bucket")
     folder = locate(f"{scheme}://{'/'.join(fixed)}{mark}{query}")
     try:
-        names = _below(folder, recursive=len(wild) > 1 or "**" in wild)
+        files = _below(folder, recursive=len(wild) > 1 or "**" in wild)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({explained(error)}); correct the URL") from error
-    yield from (_source(folder, name, PurePosixPath(name).name) for name in names if _fits(name.split("/"), wild))
+    for name, file in files.items():
+        if _fits(name.split("/"), wild):
+            yield _source(folder, name, PurePosixPath(name).name, file)
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -188,7 +199,7 @@ def _with_own_names(sources: list[Source]) -> list[Source]:
         counts = Counter(overlays)
         same = [i for i, overlay in enumerate(overlays) if counts[overlay] > 1]
         if not same:
-            return [Source(one.folder, one.file, name) for one, name in zip(sources, names, strict=True)]
+            return [replace(one, name=name) for one, name in zip(sources, names, strict=True)]
         longer = {i: "/".join(_parts(sources[i])[-(names[i].count("/") + 2) :]) for i in same}
         if all(names[i] == name for i, name in longer.items()):  # nothing above is left: a.tif beside a.tif.png
             longer = {i: f"{i}/{names[i]}" for i in same}
@@ -202,10 +213,14 @@ def _parts(source: Source) -> list[str]:
     return [part for part in folders.split("/") if part] + [source.file]
 
 
-def _source(folder: Location, name: str, shown: str = "") -> Source:
+def _source(folder: Location, name: str, shown: str, info: fs.FileInfo) -> Source:
     """A file below a folder."""
     place = folder / name
-    return Source(place.parent.url, place.name, shown or name)
+    return Source(place.parent.url, place.name, shown, _state(info))
+
+
+def _state(info: fs.FileInfo) -> str:
+    return f"{info.size} bytes, {info.mtime_ns} ns"
 
 
 def _order(name: str) -> list[str]:

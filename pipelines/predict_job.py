@@ -9,6 +9,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -22,7 +23,7 @@ from msrcnn.errors import InputError
 from msrcnn.prediction import Prediction, predictions, suited_batch
 from msrcnn.weights import Checkpoint, load_model
 from pipelines.ahead import Behind, ahead
-from pipelines.detection_parts import Origin, PartInfo, write_part
+from pipelines.detection_parts import Origin, PartInfo, PartWriter
 from pipelines.overlay import Overlay
 from pipelines.predict_inputs import Source
 from pipelines.predict_rows import Rows
@@ -117,33 +118,35 @@ class Predictor:
         Raises:
             InputError: something cannot be written.
         """
-        rows = Rows()
+        stored = PartWriter(self.job.out / PARTS, (part.number, 0), self.job.origin)
         try:
-            with ThreadPoolExecutor(DRAWERS) as drawers:
-                drawing = Behind(drawers, DRAWERS + 2)
+            with stored, ThreadPoolExecutor(DRAWERS) as drawers:
+                rows, drawing = Rows(stored), Behind(drawers, DRAWERS + 2)
                 if part.sources[0].is_video:
                     self._video(part.sources[0], rows, seen)
                 else:
                     self._images(part.sources, rows, drawing, seen)
                 drawing.finish()
+                rows.finish()
         except OSError as error:
             raise InputError(f"{self.job.out}: cannot be written ({explained(error)}); put that right and give the "
                              "same command again to go on") from error  # fmt: skip
-        return write_part(self.job.out / PARTS, (part.number, 0), rows.table(), self.job.origin)
+        return stored.info
 
     def _images(self, sources: Sequence[Source], rows: Rows, drawing: Behind, seen: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(READERS) as readers:
             images = Held(ahead(readers, read_image, sources, self.batch + 2))
-            for source, found in zip(sources, predictions(self.model, images, batch=self.batch), strict=True):
-                image = images.taken.popleft()
-                if isinstance(found, ImageError) or isinstance(image, ImageError):
-                    rows.failed(source, str(found))
-                else:
-                    found = found.above(self.job.min_score)
-                    rows.add(source, found)
-                    if self.job.overlays:
-                        drawing.do(partial(self._draw, source, image, found))
-                seen(1)
+            with closing(predictions(self.model, images, batch=self.batch)) as detected:
+                for source, found in zip(sources, detected, strict=True):
+                    image = images.taken.popleft()
+                    if isinstance(found, ImageError) or isinstance(image, ImageError):
+                        rows.failed(source, str(found))
+                    else:
+                        found = found.above(self.job.min_score)
+                        rows.add(source, found)
+                        if self.job.overlays:
+                            drawing.do(partial(self._draw, source, image, found))
+                    seen(1)
 
     def _draw(self, source: Source, image: Image.Image, found: Prediction) -> None:
         file = io.BytesIO()
@@ -168,9 +171,10 @@ class Predictor:
             rows.failed(source, str(error))
             seen(1)
             return
-        with video:
-            frames = Held(video.frames())
-            found = predictions(self.model, (frame.image for frame in frames), batch=self.batch)
+        frames = Held(video.frames())
+        decoded = (frame.image for frame in frames)
+        # The thread that decodes ends before the file is closed.
+        with video, closing(predictions(self.model, decoded, batch=self.batch)) as found:
             detected = self._kept(source, found, frames, rows, seen)
             first = next(detected, None)
             if first is None:

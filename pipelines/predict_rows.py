@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.ahead import ahead
-from pipelines.detection_parts import PartInfo, part_name
+from pipelines.detection_parts import PartInfo, PartWriter, part_name
 from pipelines.json_stream import ListWriter
 from pipelines.predict_inputs import Source
 from pipelines.schema import PREDICTION_ROW
@@ -31,21 +32,27 @@ DETECTIONS, RESULTS, IMAGES = "detections.parquet", "detections.json", "images.j
 PART_ROW = PREDICTION_ROW.append(pa.field("dataset", pa.string()))
 """In a part, image ids count from 0 in it."""
 CHUNK_ROWS = 2048
-"""Rows that become columns at a time."""
+"""Rows that become Python objects at a time."""
+PART_GROUP_ROWS = 2**12
+"""Rows of a part that are in memory at a time, and a row group of it, about."""
 GROUP_ROWS = 2**15
 """Rows of a row group, about."""
 PARTS_AHEAD = 16
-"""Parts read at a time: each waits, for an object store perhaps 0.1 s."""
+"""Parts whose first rows are read ahead: each waits, for an object store perhaps 0.1 s."""
 ERRORS_SHOWN = 10
 
 
 class Rows:
-    """The rows of a part. They become columns every now and then: a long video's take little memory."""
+    """The rows of a part, which are written as they come: a long video's take little memory.
 
-    def __init__(self) -> None:
+    Args:
+        part: is open.
+    """
+
+    def __init__(self, part: PartWriter) -> None:
         self.images = 0
+        self._part = part
         self._rows: list[dict[str, Any]] = []
-        self._tables: list[pa.Table] = []
 
     def add(self, source: Source, found: Prediction, frame: int | None = None, time: float | None = None) -> None:
         """An image, or a frame of a video at a time in seconds, with what is in it."""
@@ -57,25 +64,26 @@ class Rows:
             }
             for one in found.detections()
         ] or [common]  # fmt: skip
-        if len(self._rows) >= CHUNK_ROWS:
-            self._flush()
+        self._written(PART_GROUP_ROWS)
 
     def failed(self, source: Source, error: str) -> None:
         """An image, or a video from here on, that cannot be used."""
         self._rows.append({**self._next(source), "error": error})
+        self._written(PART_GROUP_ROWS)
 
-    def table(self) -> pa.Table:
-        """All of them."""
-        self._flush()
-        return pa.concat_tables([PART_ROW.empty_table(), *self._tables])
+    def finish(self) -> None:
+        """Writes the rest."""
+        self._written(1)
 
     def _next(self, source: Source) -> dict[str, Any]:
         self.images += 1
         return {"image_id": self.images - 1, "file_name": source.name, "path": str(source.place)}
 
-    def _flush(self) -> None:
-        self._tables.append(pa.Table.from_pylist(self._rows, PART_ROW))
-        self._rows = []
+    def _written(self, least: int) -> None:
+        """Writes what waits if that is so many rows."""
+        if len(self._rows) >= least:
+            self._part.add(pa.Table.from_pylist(self._rows, PART_ROW))
+            self._rows = []
 
 
 @dataclass
@@ -91,7 +99,7 @@ class Joined:
 
 
 def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]]) -> Joined:
-    """Writes the three files from the parts, of which only a few are in memory.
+    """Writes the three files from the parts, of which only some row groups are in memory.
 
     Args:
         out: the folder of the files.
@@ -131,16 +139,18 @@ def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories:
 
 
 def _tables(folder: Location, infos: Sequence[PartInfo]) -> Iterator[pa.Table]:
-    """The parts' rows in order, image ids counted from 1 over all of them."""
+    """The parts' row groups in order, image ids counted from 1 over all of them."""
 
-    def read(info: PartInfo) -> pa.Table:
-        return open_parquet((folder / part_name(info.key)).url).read()
+    def begun(info: PartInfo) -> tuple[pq.ParquetFile, pa.Table]:
+        file = open_parquet((folder / part_name(info.key)).url)
+        return file, file.read_row_group(0)
 
     before = 1
     with ThreadPoolExecutor(PARTS_AHEAD) as readers:
-        for info, table in zip(infos, ahead(readers, read, infos, PARTS_AHEAD), strict=True):
-            ids = pc.add(table["image_id"], before)
-            yield table.set_column(0, "image_id", ids).select(PREDICTION_ROW.names).cast(PREDICTION_ROW)
+        for info, (file, first) in zip(infos, ahead(readers, begun, infos, PARTS_AHEAD), strict=True):
+            for table in chain([first], map(file.read_row_group, range(1, file.num_row_groups))):
+                ids = pc.add(table["image_id"], before)
+                yield table.set_column(0, "image_id", ids).select(PREDICTION_ROW.names).cast(PREDICTION_ROW)
             before += info.images
 
 

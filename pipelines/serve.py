@@ -99,18 +99,22 @@ def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool
         _check_port(config)
         ray_serve.start(http_options={"host": config.host, "port": config.port})
     log(f"starting {config.replicas} of {locate(config.model)}")
-    url = f"http://{config.host}:{config.port}"
+    url, begun = f"http://{config.host}:{config.port}", True
     try:
         try:
             with _telling(log):
                 ray_serve.run(built, name=NAME, route_prefix="/")
-        except (RuntimeError, RayServeException) as error:
+        except RayServeException as error:  # refused, as where another application is at /: nothing was deployed
+            begun = False
+            raise InputError(f"the service is refused: {_reason(error)}") from error
+        except (RuntimeError, TimeoutError) as error:
             raise InputError(f"the service does not come up: {_reason(error)}; see the cluster's logs") from error
         log("serving; Ctrl-C ends it" if there else f"serving at {url}; Ctrl-C ends it")
         yield url
     finally:
-        log("ending the service")
-        ray_serve.delete(NAME)  # waits for the replicas to finish what they do; a shutdown alone would cut them off
+        if begun:
+            log("ending the service")
+            ray_serve.delete(NAME)  # waits for replicas to finish what they do; a shutdown alone would cut them off
         if not there and not ends_with_ray:
             ray_serve.shutdown()
 

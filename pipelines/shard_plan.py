@@ -13,6 +13,7 @@ import numpy as np
 from msrcnn.data.coco import ImageRecord, parse_coco
 from msrcnn.data.rejected import Reason, Rejected
 from msrcnn.errors import InputError
+from pipelines.manifest import LOOKED_INTO
 from pipelines.options import ShardConfig
 from pipelines.schema import SHARD_VERSION, Category, ShardMeta
 from pipelines.storage import Location, explained, sizes_in
@@ -20,8 +21,6 @@ from pipelines.storage import Location, explained, sizes_in
 MIN_SHARDS = 4
 """A data set of `SPREAD_IMAGES` images or more makes at least this many shards: workers share by shards."""
 SPREAD_IMAGES = 256
-LOOKED_INTO = 20
-"""Folders in that of the images, at most, that are looked into where none is in it."""
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,9 @@ def sizes_in(folder: Location, names: Iterable[str]) -> dict[str, int]:
 
 
 def explained(error: OSError) -> str:
-    """What went wrong, in a few words: Arrow's messages name the file again and repeat themselves."""
+    """What went wrong, in a few words: messages of Arrow and fsspec name the file again, or nothing else."""
     if error.errno is not None and error.errno in errno.errorcode:
         return os.strerror(error.errno)
-    return str(error).split("\n")[0] or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return os.strerror(errno.ENOENT)
+    return without_password(str(error).split("\n")[0]) or type(error).__name__

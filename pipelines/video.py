@@ -16,13 +16,12 @@ from PIL import Image
 
 from msrcnn.errors import InputError
 from pipelines.manifest import written_aside
-from pipelines.storage import Location, locate
+from pipelines.storage import Location, locate, without_password
 
 UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 """What turns a frame upright whose rotation, counted against the clock, is this many degrees."""
-CODECS = ("libx264", "mpeg4")
-"""To write with, the best first; not every build of FFmpeg has H.264."""
-QUALITY = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
+ENCODER = "libx264"
+QUALITY = {"crf": "20", "preset": "veryfast"}
 ASSUMED_RATE = 25
 """Frames a second of a video that does not say."""
 
@@ -38,6 +37,17 @@ def video_library() -> Any:
     except ImportError as error:
         raise InputError(f"videos need the package av ({error}); pip install 'msrcnn[video]'") from None
     return av
+
+
+def check_encoder() -> None:
+    """Says before the work whether videos can be written.
+
+    Raises:
+        InputError: not as H.264, which a build of FFmpeg may lack.
+    """
+    if ENCODER not in video_library().codecs_available:
+        raise InputError(f"this build of the package av cannot write H.264 (it has no {ENCODER}); pip install "
+                         "--force-reinstall --only-binary av av, or give --no-overlays")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,14 @@ class Video:
 
     def frames(self) -> Iterator[Frame]:
         """One after the other, as they are shown; ends where the file cannot be read on (`broken`)."""
-        last = -1
+        last: int | None = None
         try:
             for number, frame in enumerate(self._container.decode(self._stream)):
                 step = max(1, round(1 / (self.rate * self.time_base)))
-                pts = last + step if frame.pts is None else max(frame.pts, last + 1)
+                if last is None:  # the first may be before time 0
+                    pts = round(self._start / self.time_base) if frame.pts is None else frame.pts
+                else:
+                    pts = last + step if frame.pts is None else max(frame.pts, last + 1)
                 last = pts
                 image = Image.fromarray(frame.to_ndarray(format="rgb24"))
                 turn = UPRIGHT.get(int(frame.rotation) % 360)
@@ -108,7 +121,7 @@ class Video:
 
 
 class VideoWriter:
-    """Writes frames as MP4, H.264 where it can; use it as a context, whose end writes the rest.
+    """Writes frames as MP4, H.264; use it as a context, whose end writes the rest.
 
     Frames of odd sizes, which the format does not know, repeat their last row or column.
 
@@ -116,13 +129,16 @@ class VideoWriter:
         path: the file.
         rate: frames a second, on average.
         time_base: seconds of a unit of the frames' times.
+
+    Raises:
+        InputError: `check_encoder`.
     """
 
     def __init__(self, path: Path, rate: Fraction, time_base: Fraction) -> None:
+        check_encoder()
         self._av = video_library()
         self._container = self._av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
-        codec = next(c for c in CODECS if c in self._av.codecs_available)
-        self._stream = self._container.add_stream(codec, rate=rate, options=QUALITY[codec])
+        self._stream = self._container.add_stream(ENCODER, rate=rate, options=QUALITY)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = time_base
         self._time_base = time_base
@@ -164,7 +180,7 @@ class VideoWriter:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).split("\n")[0]
+    return getattr(error, "strerror", None) or without_password(str(error).split("\n")[0])
 
 
 @contextmanager

@@ -37,11 +37,13 @@ def write_image(path: Path, index: int, height: int = SIDE) -> Path:
     return path
 
 
-def write_video(path: Path, times: list[int], size: tuple[int, int] = (SIDE, SIDE), rotation: int = 0) -> Path:
-    """A video of shapes; `times` of its frames in 1/1000 s, `size` as height, width."""
+def write_video(
+    path: Path, times: list[int], size: tuple[int, int] = (SIDE, SIDE), rotation: int = 0, **options: str
+) -> Path:
+    """A video of shapes; `times` of its frames in 1/1000 s, `size` as height, width, `options` of the container."""
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(10), options={"crf": "10"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)

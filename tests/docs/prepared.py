@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -14,10 +16,26 @@ from msrcnn.data.shapes import write_shapes
 from msrcnn.data.shapes_config import ShapesConfig
 from pipelines.options import ShardConfig
 from pipelines.shard import shard
+from tests.commands import ROOT
 from tests.evaluations import write_model
 from tests.predicting import write_image, write_video
 
 SIDE = 64
+
+
+def write_program(folder: Path) -> None:
+    """bin/msrcnn: this program, as an activated environment has it."""
+    program = folder / "bin" / "msrcnn"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
+    program.chmod(0o755)
+
+
+def environment_in(folder: Path, **variables: str) -> dict[str, str]:
+    """Of a shell in which the environment is activated; nothing of the tests' own Ray or MLflow."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    path = f"{folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "TORCH_HOME": str(folder / "torch"), **variables}
 
 
 def write_data(folder: Path) -> None:

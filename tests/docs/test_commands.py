@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import runpy
 import shutil
@@ -36,7 +35,7 @@ from tests.docs.documents import (
     shortened,
     steps_of,
 )
-from tests.docs.prepared import write_data, write_finished, write_photos, write_weights
+from tests.docs.prepared import environment_in, write_data, write_finished, write_photos, write_program, write_weights
 from tests.object_store import object_store
 
 FOREIGN = {"--gpus", "--requeue", "--time", "--node-ip-address", "--timeout", "--env-manager", "--model.maskiou",
@@ -183,21 +182,15 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder)
     write_photos(folder)
     write_weights(folder)
-    programs = folder / "bin"
-    programs.mkdir()
-    (programs / "msrcnn").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
-    (programs / "msrcnn").chmod(0o755)
+    write_program(folder)
     return folder
 
 
 def run_in_a_shell(step: Step, folder: Path, **variables: str) -> None:
     """A step as a command of its own, with a Ray of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"PATH": f"{folder}/bin:{os.environ['PATH']}", "TORCH_HOME": str(folder / "torch"),
-                    "PYTHONPATH": str(ROOT), **variables}  # fmt: skip
     began = time.monotonic()
     command = ["bash", "-c", shortened(step.text)] if step.kind == "shell" else [sys.executable, "-c", step.text]
-    done = subprocess.run(command, cwd=folder, env=environment, text=True,
+    done = subprocess.run(command, cwd=folder, env=environment_in(folder, **variables), text=True,
                           capture_output=True, timeout=900, check=False)  # fmt: skip
     print(f"{time.monotonic() - began:.0f} s: {step}", flush=True)
     assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from torchvision.models import ResNet18_Weights
 
-from tests.commands import ROOT
 from tests.docs.documents import steps_of
+from tests.docs.prepared import environment_in, write_program
 
 
 def lay_out(data_dir: Path, folder: Path) -> None:
@@ -24,23 +22,17 @@ def lay_out(data_dir: Path, folder: Path) -> None:
     cached = folder / "torch" / "hub" / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     cached.parent.mkdir(parents=True)
     cached.symlink_to(data_dir / "resnet18_imagenet_partial.pth")
-    program = folder / "bin" / "msrcnn"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
-    program.chmod(0o755)
+    write_program(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_guide_leads_from_a_folder_to_a_model_and_its_report(data_dir: Path, tmp_path: Path) -> None:
     lay_out(data_dir, tmp_path)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TORCH_HOME": str(tmp_path / "torch"),
-                    "PYTHONPATH": str(ROOT)}  # fmt: skip
     for step in steps_of("docs/own_data.md"):
         began = time.monotonic()
-        done = subprocess.run(["bash", "-c", step.text], cwd=tmp_path, env=environment, text=True, capture_output=True,
-                              timeout=1800, check=False)  # fmt: skip
+        done = subprocess.run(["bash", "-c", step.text], cwd=tmp_path, env=environment_in(tmp_path), text=True,
+                              capture_output=True, timeout=1800, check=False)  # fmt: skip
         print(f"{time.monotonic() - began:.0f} s: {step.text}\n{done.stdout[-1500:]}")
         assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     summary = json.loads((tmp_path / "runs" / "first-val" / "summary.json").read_text())

@@ -18,9 +18,8 @@ import requests
 
 from pipelines.mlflow_model import log_model
 from pipelines.tracking import Tracker
-from tests.commands import ROOT
 from tests.docs.documents import Step, steps_of
-from tests.docs.prepared import write_photos
+from tests.docs.prepared import environment_in, write_photos, write_program
 from tests.predicting import write_model
 
 SERVER = r"msrcnn serve |.*\bserve run |mlflow models serve "
@@ -33,18 +32,13 @@ def folder(tmp_path: Path) -> Path:
     model = write_model(tmp_path / "runs" / "first" / "model.pt")
     write_photos(tmp_path)
     log_model(Tracker(f"sqlite:///{tmp_path}/mlflow.db", "study"), model, "detector", "msrcnn")
-    program = tmp_path / "bin" / "msrcnn"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
-    program.chmod(0o755)
+    write_program(tmp_path)
     return tmp_path
 
 
 def environment(folder: Path) -> dict[str, str]:
     """An activated environment, and MLflow's address as the page exports it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    path = f"{folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    return environment_in(folder, MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
 
 
 @contextlib.contextmanager

@@ -161,6 +161,26 @@ def test_a_reader_who_has_enough_sees_no_traceback():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_broken_connection_is_told():
+    """Only standard output may break without a word."""
+    code = """
+import socket
+from pipelines import cli
+
+def talk(options):
+    one, other = socket.socketpair()
+    other.close()
+    one.send(b"x")
+
+cli.run_of = lambda verb: talk
+cli.main()
+"""
+    command = [sys.executable, "-c", code, "train", "--shards", "s", "--run", "r"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
+
+
 def test_shapes_writes_a_data_set_and_refuses_to_overwrite_it(tmp_path):
     arguments = ["shapes", "--out", "images", "--train", "3", "--val", "2", "--size", "64"]
     done = msrcnn(*arguments, cwd=tmp_path)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 import msrcnn
 from msrcnn import load_model
 from msrcnn.errors import InputError
+from pipelines.detection_parts import Origin
 from pipelines.predict import predict
-from pipelines.predict_inputs import Source
-from pipelines.predict_job import LEAST_IMAGES, Predictor, parts_of
+from pipelines.predict_inputs import Source, find_sources
+from pipelines.predict_job import LEAST_IMAGES, PARTS, PredictJob, Predictor, parts_of
 from pipelines.predict_options import PredictConfig
 from pipelines.schema import PREDICTION_ROW
 from pipelines.storage import locate
@@ -66,6 +72,15 @@ def predicting(run: Path, *images: str | Path, **options) -> tuple[int, list[str
     """The exit code, and what was printed."""
     lines: list[str] = []
     return predict(PredictConfig(run, images, **{"min_score": EVERYTHING, **options}), lines.append), lines
+
+
+@contextlib.contextmanager
+def preserved(path: Path) -> Iterator[os.stat_result]:
+    """A file is after the block what it was before."""
+    content, state = path.read_bytes(), path.stat()
+    yield state
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def test_a_folder_gives_the_models_detections_overlays_and_coco_files(run, model, here):
@@ -223,6 +238,15 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     assert pq.read_table(out / "parts" / "part-00000-0000.parquet").num_rows > 0
     with pytest.raises(InputError, match=r"holds detections of something else .*min-score"):
         predicting(run, "photos", min_score=0.5)
+    kept = here / "photos" / "00.png"
+    for content, time in ((pixels(3), 1), (pixels(0)[:64], 0)):  # of another time, then of another size
+        with preserved(kept) as old:
+            Image.fromarray(content).save(kept)
+            os.utime(kept, ns=(old.st_atime_ns, old.st_mtime_ns + time))
+            with pytest.raises(InputError, match=r"holds detections of something else .*dataset"):
+                predicting(run, "photos")
+    for name in ("detections.parquet", "detections.json", "images.json"):
+        (out / f"{name}.tmp-0123456789ab").touch()
     (out / "overlays" / "00.png.tmp-0123456789ab").touch()  # of one that was killed
     first = (out / "overlays" / "00.png").stat().st_mtime_ns
     code, lines = predicting(run, "photos")
@@ -235,6 +259,42 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     for name in ("detections.json", "images.json"):
         assert (out / name).read_bytes() == (here / "whole" / name).read_bytes()
     assert rows_of(out) == rows_of(here / "whole")
+
+
+def test_what_another_process_finished_meanwhile_is_not_overwritten(run, here):
+    write_image(here / "a.png", 0)
+    config = PredictConfig(run, ("a.png",), min_score=EVERYTHING)
+    finished: list[int] = []
+
+    def while_the_first_begins(_: str) -> None:
+        if not finished:
+            finished.append(predict(config, lambda _: None))
+
+    with pytest.raises(InputError, match="already holds predictions"):
+        predict(config, while_the_first_begins)
+    assert finished == [0]
+    assert files_in(here / "predictions") == [
+        "detections.json", "detections.parquet", "images.json", "overlays/a.png"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["clip.mp4", "photos"])
+def test_no_thread_reads_on_after_an_error(run, here, given):
+    write_video(here / "clip.mp4", [100 * i for i in range(20)])
+    for index in range(6):
+        write_image(here / "photos" / f"{index}.png", index)
+
+    def fail(_: int) -> None:
+        raise RuntimeError
+
+    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2)
+    (job.out / PARTS).make_folder()
+    predictor, parts = Predictor(job, torch.device("cpu")), parts_of(find_sources([given], job.out))
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError) as raised:
+        predictor.run(parts[0], fail)
+    assert set(threading.enumerate()) <= before, raised  # whose traceback holds all that is still open
+    assert files_in(here / "out") == []
 
 
 @pytest.mark.slow

@@ -76,6 +76,32 @@ def test_what_was_drawn_before_is_no_input(photos):
         found("photos/predictions", out="photos/predictions")
 
 
+def test_what_was_drawn_before_is_no_input_behind_urls(photos):
+    memory = "memory://drawn/photos"
+    for name in ("a.jpg", "predictions/overlays/a.jpg", "predictions2/a.jpg"):
+        locate(f"{memory}/{name}").write(b"x")
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).touch()
+    kept = ["a.jpg", "predictions2/a.jpg"]
+    assert found(memory, out=f"{memory}/predictions") == kept
+    assert found(memory, out=f"{memory}/predictions/") == kept
+    assert found(f"{memory}/**", out=f"{memory}/predictions") == ["photos/a.jpg", "predictions2/a.jpg"]
+    assert len(found(memory, out="/drawn/photos/predictions")) == 3  # the same path, but on the disk
+    for given, out in ((f"file://{photos}", photos), (photos, f"file://{photos}"), (f"file://{photos}/sub/..", photos)):
+        names = found(given, out=f"{out}/predictions")
+        assert "predictions2/a.jpg" in names
+        assert not [name for name in names if name.startswith("predictions/")]
+
+
+def test_errors_show_no_password(tmp_path):
+    for given in ("memory://user:word@absent/a.jpg", "memory://user:word@absent/*.gif", "s3://user:word@*/a.jpg",
+                  "nowhere://user:word@absent/a.jpg"):  # fmt: skip
+        with pytest.raises(InputError) as raised:
+            find_sources([given], locate(tmp_path / "out"))
+        assert "word" not in str(raised.value)
+        assert "a" in str(raised.value)
+
+
 @pytest.mark.parametrize(("given", "why"), [
     ("absent.jpg", "absent.jpg: no such file or folder"),
     ("photos/*.gif", "matches no file; correct the pattern"),
@@ -127,3 +153,11 @@ def test_folders_and_patterns_behind_a_url(tmp_path):
         assert names("**/*.png", "set/**") == ["a.png", "a #1.jpg", "b.jpg", "x.txt"]
         with pytest.raises(InputError, match="no such file or folder"):
             names("absent/")
+
+        def states(given: str) -> list[str]:
+            return [s.state for s in find_sources([url.format(given)], locate(tmp_path / "out"))]
+
+        before = states("set/b.jpg")
+        assert before == states("set/*.jpg")[1:] == states("set/")[1:2]
+        (locate(url.format("set")) / "b.jpg").write(b"longer than before")
+        assert states("set/b.jpg") == states("set/")[1:2] != before

@@ -155,7 +155,7 @@ def test_a_service_is_only_taken_over_by_its_own_model(model, tmp_path, ray_sess
     ("name", "says"),
     [
         ("msrcnn", "an application 'msrcnn' is on this cluster already and does not say what it serves"),
-        ("other", 'the service does not come up: .*Prefix / is being used by application "other"'),
+        ("other", 'the service is refused: .*Prefix / is being used by application "other"'),
     ],
 )
 def test_somebody_elses_application_stays(model, ray_session, name, says):  # noqa: ARG001

@@ -66,6 +66,16 @@ def test_times_count_from_the_beginning_in_any_container(tmp_path, kind):
     assert np.diff(times_of(tmp_path / "b.mp4")) == pytest.approx(np.diff(times), abs=1e-3)
 
 
+def test_frames_before_time_0_keep_their_distances(tmp_path):
+    path = write_video(tmp_path / "a.ts", [time - 300 for time in UNEVEN], avoid_negative_ts="disabled")
+    assert min(times_of(path)) < -0.2
+    with Video(locate(path)) as video:
+        times = [frame.time for frame in video.frames()]
+    assert times == pytest.approx([t / 1000 for t in UNEVEN], abs=1e-3)
+    copied(path, tmp_path / "b.mp4")
+    assert np.diff(times_of(tmp_path / "b.mp4")) == pytest.approx(np.diff(times), abs=1e-3)
+
+
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_a_rotated_video_is_read_upright(tmp_path, degrees):
     path = write_video(tmp_path / "a.mp4", EVEN[:2], (SIDE, 2 * SIDE), degrees)
@@ -109,6 +119,13 @@ def test_what_is_no_video_is_said_in_a_line(tmp_path):
         Video(locate(tmp_path / "a.mp4"))
     with pytest.raises(InputError, match=r"absent\.mp4: not a readable video \(No such file"):
         Video(locate(tmp_path / "absent.mp4"))
+
+
+def test_without_h264_one_line_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    with pytest.raises(InputError, match=r"cannot write H\.264 .* or give --no-overlays"):
+        VideoWriter(tmp_path / "a.mp4", Fraction(10), Fraction(1, 1000))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path):
