@@ -59,6 +59,11 @@ class Run:
         return (self.summary or {}).get("shards", "")
 
 
+def baseline(runs: Sequence[Run]) -> int:
+    """Which run the others are compared with: the first evaluation; 0 where all are trainings alone."""
+    return next((index for index, run in enumerate(runs) if run.summary), 0)
+
+
 def open_runs(
     places: Sequence[Place], shards: Sequence[Place], training: Sequence[Place], with_rows: bool
 ) -> tuple[Run, ...]:
@@ -157,7 +162,7 @@ def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], g
     """The run with its shards and detections. Where the user did not say where they are, a note says what is lacking.
 
     Raises:
-        InputError: the shards that were given are not there or others, or the detections beside the numbers are damaged.
+        InputError: the given shards are not there or others, or the detections beside the numbers are damaged.
     """
     place = summary.get("shards_folder") if given is None else given
     try:
@@ -165,8 +170,8 @@ def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], g
             raise InputError(f"{run.place}: {SUMMARY} does not say where its shards are")
         manifest = read_manifest(place)
         if manifest.fingerprint != run.dataset:
-            raise InputError(f"{place}: other shards than {run.place} was evaluated on ({manifest.fingerprint[:SHORT]}, "
-                             f"not {run.dataset[:SHORT]})")  # fmt: skip
+            raise InputError(f"{without_password(str(place))}: other shards than {run.place} was evaluated on "
+                             f"({manifest.fingerprint[:SHORT]}, not {run.dataset[:SHORT]})")  # fmt: skip
         groups = row_groups(manifest)
     except (OSError, InputError) as error:
         if given is not None:
