@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from msrcnn.data.decoding import decode_image
 from msrcnn.errors import InputError
-from msrcnn.rle import decode_crop
 from pipelines.colours import colour_of
 from pipelines.manifest import Manifest, written_aside
+from pipelines.painting import paint
 from pipelines.reading import RowGroup, read_rows
 
 CELL = 360
 """Side of a cell of the sheet, in pixels."""
 CAPTION = 16
 MARGIN = 6
-FILL = 0.45
-"""How much of a mask's colour covers the image."""
+FILL = 115
+"""How much of a mask's colour covers the image, of 256."""
 LABELS = 12
 """So many instances an image, the largest, are named."""
 
@@ -63,11 +63,12 @@ def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, s
 def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:
     """One shard row as a cell: the image fitted in, masks filled and outlined by class, crowds hatched, names."""
     image = decode_image(row["image"], row["height"], row["width"], f"image {row['image_id']}")
-    pixels = np.asarray(image).astype(np.float32)  # [H, W, 3]
+    pixels = np.array(image)  # [H, W, 3]
     instances = sorted(row["instances"], key=lambda i: -i["area"])  # small ones on top
     for instance in instances:
-        paint(pixels, instance, row["height"])
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        colour = colour_of(instance["category"])
+        paint(pixels, instance["rle"], colour, FILL, hatched=instance["iscrowd"])
+    image = Image.fromarray(pixels)
     scale = CELL / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     cell = Image.new("RGB", (CELL, CELL + CAPTION), "white")
@@ -79,19 +80,3 @@ def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:
     text = f"{row['image_id']}  {row['file_name']}  {row['width']}x{row['height']}  {len(instances)} instances"
     pen.text((0, CELL + 2), text, "black", font)
     return cell
-
-
-def paint(pixels: np.ndarray, instance: dict[str, Any], height: int) -> None:
-    """Fills an instance's mask on float [H, W, 3] pixels, in place, and draws its outline."""
-    crop, (left, top, w, h) = decode_crop(instance["rle"], height)
-    mask = crop.astype(bool)  # [h, w]
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    region = pixels[top : top + h, left : left + w]
-    colour = colour_of(instance["category"])
-    filled = mask
-    if instance["iscrowd"]:
-        y, x = np.mgrid[:h, :w]
-        filled = mask & ((x + y) % 8 < 3)
-    region[filled] = (1 - FILL) * region[filled] + FILL * colour
-    region[mask & ~inner] = colour

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from msrcnn.rle import decode_crop
 from pipelines.colours import colour_of
+from pipelines.painting import paint
 
 if TYPE_CHECKING:
     from msrcnn.prediction import Prediction
@@ -54,7 +54,7 @@ class Overlay:
         stroke = max(1, round(size * STROKE_SHARE))
         covered = np.zeros(pixels.shape[:2], bool)
         boxes = [
-            _paint(pixels, covered, rle, colour, stroke)
+            _painted(pixels, covered, rle, colour, stroke)
             for rle, colour in zip(reversed(found.rles), reversed(colours), strict=True)
         ]
         drawn = Image.fromarray(pixels)
@@ -80,17 +80,9 @@ class Overlay:
         return red, green, blue
 
 
-def _paint(pixels: np.ndarray, covered: np.ndarray, rle: bytes, colour: tuple[int, int, int], stroke: int) -> Rect:
-    """Fills and outlines a mask on uint8 [H, W, 3] pixels, in place, and notes it in bool [H, W]; returns its box."""
-    crop, (left, top, w, h) = decode_crop(rle, len(pixels))
-    mask = crop.astype(bool)  # [h, w]
-    inner = np.pad(mask, stroke)
-    for _ in range(stroke):
-        inner = inner[1:-1, 1:-1] & inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    region = pixels[top : top + h, left : left + w]
-    paint = np.array(colour, np.uint16)
-    region[mask] = (region[mask].astype(np.uint16) * (256 - FILL) + paint * FILL) >> 8
-    region[mask & ~inner] = colour
+def _painted(pixels: np.ndarray, covered: np.ndarray, rle: bytes, colour: tuple[int, int, int], stroke: int) -> Rect:
+    """Paints a mask on uint8 [H, W, 3] pixels, in place, and notes it in bool [H, W]; returns its box."""
+    mask, (left, top, w, h) = paint(pixels, rle, colour, FILL, stroke)
     covered[top : top + h, left : left + w] |= mask
     return left, top, left + w, top + h
 

@@ -10,7 +10,7 @@ import tyro
 from msrcnn.config import require
 
 MOST_PICTURES = 160
-"""Of each kind, so that a page stays under 5 MB."""
+"""Of each kind, so that a page stays under about 5 MB."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ReportConfig:
     """Write one HTML page about evaluations: numbers, curves, every category, pictures of what went right and wrong.
 
     The page opens from disk and loads nothing. All of it comes from what is stored; no network runs. Several runs stand
-    side by side, compared with the first.
+    side by side, compared with the first evaluation.
     """
 
     runs: tyro.conf.Positional[tuple[str | Path, ...]]

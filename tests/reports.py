@@ -30,7 +30,7 @@ HOSTILE = (
     (3, "</script><!-- {{ 7 * 7 }} {% raw %}"),
 )
 """Names of categories that would do harm if they were not escaped."""
-VOID = {"meta", "br", "img", "input", "link", "image", "path", "rect", "circle"}
+VOID = {"meta", "br", "img", "input", "link", "image", "path", "use", "rect", "circle"}
 
 
 def picture(seed: int, height: int, width: int) -> bytes:

@@ -19,7 +19,7 @@ from pipelines.report.page import Found, render
 from pipelines.report.picks import KINDS, picks_of
 from pipelines.report.pictures import BYTES, MOST_BYTES, Picture, pictures_of
 from pipelines.report.rows import read_rows_of
-from pipelines.report.runs import Run, open_runs
+from pipelines.report.runs import Run, baseline, open_runs
 from pipelines.report_options import ReportConfig
 from pipelines.storage import Location, explained, locate
 
@@ -52,16 +52,18 @@ def found_in(runs: Sequence[Run], config: ReportConfig, log: Callable[[str], Non
     """What the rows of the runs give."""
     states: dict[int, CocoAP] = {}
     pictures: dict[str, list[Picture]] = {}
-    instances: dict[str, int] = {}
+    instances: dict[tuple[int, str], int] = {}
+    base = runs[baseline(runs)]
     with_rows = [run for run in runs if run.detections is not None]
     for index, run in enumerate(runs):
         if run.detections is None or run.manifest is None:
             continue
-        comparable = index == 0 or run.dataset == runs[0].dataset
+        comparable = run.dataset == base.dataset
         rows = read_rows_of(run, len(with_rows) > 1 and comparable and config.bootstrap > 0, log)
         if rows.ap is not None:
             states[index] = rows.ap
-        instances = instances or {c.name: int(rows.instances[c.number]) for c in run.manifest.categories}
+        if comparable:
+            instances = {(c.number, c.name): int(rows.instances[c.number]) for c in run.manifest.categories}
         picks = picks_of(rows, -(-config.gallery // len(with_rows)))
         number = sum(map(len, picks.values())) * len(with_rows)
         pictures[run.name] = pictures_of(run, [pick for kind in KINDS for pick in picks[kind]],

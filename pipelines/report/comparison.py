@@ -1,4 +1,4 @@
-"""Runs side by side: every number as a difference to the first run's, with an interval where rows allow one.
+"""Runs side by side: every number as a difference to the first evaluation's, with an interval where rows allow one.
 
 Differences are taken on one data set only. Intervals come from a bootstrap over the images that draws the same images
 for both runs (`CocoAP.difference`).
@@ -14,7 +14,7 @@ from typing import Any
 from msrcnn.metrics.coco_ap import CocoAP
 from pipelines.progress import Progress
 from pipelines.report.numbers import nan_if_none
-from pipelines.report.runs import Run
+from pipelines.report.runs import Run, baseline
 from pipelines.tracking import flatten
 
 RANKINGS = {"mask_by_mask": "mask", "mask_by_class": "class", "box": "box"}
@@ -23,7 +23,7 @@ RANKINGS = {"mask_by_mask": "mask", "mask_by_class": "class", "box": "box"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A run's number less that of the first run, fractions; the 95% interval's ends are nan without one."""
+    """A run's number less that of the first evaluation, fractions; the 95% interval's ends are nan without one."""
 
     value: float
     low: float = math.nan
@@ -38,7 +38,7 @@ class Line:
         name: what it is.
         percent: whether it is an AP, shown in percent.
         values: of each run; nan where there is none.
-        differences: of each run to the first; None for the first, and where data sets differ.
+        differences: of each run to the first evaluation; None for that one, and where data sets differ.
     """
 
     name: str
@@ -88,17 +88,17 @@ def lines_of(runs: Sequence[Run], intervals: Mapping[tuple[int, str], Difference
     """The numbers side by side.
 
     Args:
-        runs: the first is what the others are compared with.
+        runs: the first evaluation is what the others are compared with.
         intervals: from `intervals_of`.
     """
-    found = []
+    base, found = baseline(runs), []
     for name, percent, path in NUMBERS:
         values = tuple(at(run.summary, path) for run in runs)
         differences: list[Difference | None] = []
         for index, run in enumerate(runs):
             known = intervals.get((index, path[1])) if path[0] == "ap" and path[-1] == "AP" else None
-            comparable = index > 0 and run.dataset and run.dataset == runs[0].dataset
-            differences.append((known or Difference(values[index] - values[0])) if comparable else None)
+            comparable = index != base and run.dataset and run.dataset == runs[base].dataset
+            differences.append((known or Difference(values[index] - values[base])) if comparable else None)
         found.append(Line(name, percent, values, tuple(differences)))
     return found
 
@@ -106,26 +106,27 @@ def lines_of(runs: Sequence[Run], intervals: Mapping[tuple[int, str], Difference
 def intervals_of(
     runs: Sequence[Run], states: Mapping[int, CocoAP], bootstrap: int, seed: int, log: Callable[[str], None]
 ) -> dict[tuple[int, str], Difference]:
-    """The differences to the first run that have an interval, by run and ranking.
+    """The differences to the first evaluation that have an interval, by run and ranking.
 
     A resampling of 5,000 images with 100 detections each takes 0.08 s on two cores, 300 of them a minute for each run.
 
     Args:
-        runs: the first is what the others are compared with.
+        runs: the first evaluation is what the others are compared with.
         states: of those whose rows were read.
         bootstrap: resamplings of the images.
         seed: of these.
         log: takes lines that say how far it is.
     """
-    pairs = [(i, ranking) for i in states if i > 0 and 0 in states and runs[i].dataset == runs[0].dataset
-             for ranking in RANKINGS]  # fmt: skip
+    base = baseline(runs)
+    others = [i for i in states if i != base and base in states and runs[i].dataset == runs[base].dataset]
+    pairs = [(i, ranking) for i in others for ranking in RANKINGS]
     if not pairs or not bootstrap:
         return {}
-    log(f"comparing with {runs[0].name}: {len(pairs)} differences, {bootstrap} resamplings of the images each")
+    log(f"comparing with {runs[base].name}: {len(pairs)} differences, {bootstrap} resamplings of the images each")
     progress = Progress(len(pairs), log, unit="differences")
     found = {}
     for index, ranking in pairs:
-        value, (low, high) = states[index].difference(states[0], RANKINGS[ranking], bootstrap, seed)
+        value, (low, high) = states[index].difference(states[base], RANKINGS[ranking], bootstrap, seed)
         found[index, ranking] = Difference(value, low, high)
         progress.add(1)
     return found
@@ -140,11 +141,12 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 
 def other_data(runs: Sequence[Run]) -> str:
-    """Which runs cannot be compared with the first, in a sentence; empty if all can."""
-    others = [run.name for run in runs[1:] if run.dataset != runs[0].dataset]
+    """Which runs cannot be compared with the first evaluation, in a sentence; empty if all can."""
+    first = runs[baseline(runs)]
+    others = [run.name for run in runs if run.dataset != first.dataset]
     if not others:
         return ""
-    return (f"{', '.join(others)}: evaluated on other data than {runs[0].name}, or not at all. The numbers stand side "
+    return (f"{', '.join(others)}: evaluated on other data than {first.name}, or not at all. The numbers stand side "
             "by side, but no difference is taken.")  # fmt: skip
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 
-import contourpy
 import numpy as np
 import numpy.typing as npt
 
+from msrcnn.outlines import area_of, outlines
 from msrcnn.rle import decode_crop
 
-TOLERANCE = 0.5
-"""How far a simplified outline may be from the mask's, in pixels of the picture."""
+TOLERANCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""How far a simplified outline may be from the mask's, in pixels of the picture; the next where it stays too long."""
+COARSE = 4.0
+"""From this tolerance on small parts are left out before the rest is drawn more coarsely."""
+LEAST = 12
+"""Characters that a ring takes at least."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +36,41 @@ class Window:
         return max(1, round((self.x1 - self.x0) * self.scale)), max(1, round((self.y1 - self.y0) * self.scale))
 
 
-def outline(rle: bytes, height: int, window: Window) -> str:
+def outline(rle: bytes, height: int, window: Window, most: int) -> str:
     """The `d` of an SVG path, to be filled by the even-odd rule; empty where the mask is not in the window.
+
+    A path that is too long is drawn more coarsely; where that does not do, its smallest parts are left out.
 
     Args:
         rle: COCO compressed counts.
         height: of the mask's image, in pixels.
         window: of the picture, whose pixels are the path's units.
+        most: characters of the path.
     """
     crop, (left, top, _, _) = decode_crop(rle, height)
     dx, dy = left - window.x0, top - window.y0  # the crop's corner in the window
     inside = crop[max(0, -dy) : max(0, window.y1 - top), max(0, -dx) : max(0, window.x1 - left)]
-    if not inside.any():
-        return ""
-    padded = np.pad(inside, 1).astype(float)  # outlines at the window's edge are closed along it
-    lines = contourpy.contour_generator(z=padded).lines(0.5)
-    corner = np.array([max(0, dx), max(0, dy)]) - 0.5  # a pixel's value lies at its centre; one was added on each side
-    return "".join(_loop((np.asarray(line) + corner) * window.scale) for line in lines)
+    corner = np.array([max(0, dx), max(0, dy)])
+    rings = sorted(outlines(inside), key=lambda ring: -abs(area_of(ring)))[: most // LEAST]
+    lines = [(_middles(ring) + corner) * window.scale for ring in rings]
+    for tolerance in TOLERANCES:
+        loops = [_loop(line, tolerance) for line in lines]
+        lengths = list(accumulate(map(len, loops)))
+        fitting = bisect_right(lengths, most)
+        if fitting == len(loops) or (tolerance >= COARSE and fitting):
+            return "".join(loops[:fitting])
+    return ""
+
+
+def _middles(ring: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """The middles of the edges of single pixels along a ring [P, 2], the first one again at the end: a line that cuts
+    corners, so that slopes are straight."""
+    steps = np.roll(ring, -1, axis=0) - ring  # [P, 2]
+    lengths = np.abs(steps).sum(axis=1)  # [P]
+    side = np.repeat(np.arange(len(ring)), lengths)  # [E]
+    along = np.arange(len(side)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 0.5  # [E]
+    middles = ring[side] + np.sign(steps)[side] * along[:, None]
+    return np.concatenate([middles, middles[:1]])
 
 
 def simplified(points: npt.NDArray[np.float64], tolerance: float) -> npt.NDArray[np.float64]:
@@ -72,9 +96,9 @@ def simplified(points: npt.NDArray[np.float64], tolerance: float) -> npt.NDArray
     return points[kept]
 
 
-def _loop(points: npt.NDArray[np.float64]) -> str:
+def _loop(points: npt.NDArray[np.float64], tolerance: float) -> str:
     """A closed line as a subpath, in tenths of a pixel relative to the point before."""
-    tenths = np.rint(simplified(points, TOLERANCE)[:-1] * 10).astype(int)
+    tenths = np.rint(simplified(points, tolerance)[:-1] * 10).astype(int)
     if len(tenths) < 3:
         return ""
     steps = np.diff(tenths, axis=0)

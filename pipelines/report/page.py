@@ -33,8 +33,8 @@ from pipelines.report.numbers import DASH, interval, nan_if_none, percent, point
 from pipelines.report.picks import KINDS
 from pipelines.report.pictures import Picture
 from pipelines.report.published import Published, published_for
-from pipelines.report.runs import Run
-from pipelines.report.tables import category_table, number_rows
+from pipelines.report.runs import Run, baseline
+from pipelines.report.tables import category_table, labels_of, number_rows
 from pipelines.report.verdict import verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -57,7 +57,7 @@ class Found:
         lines: numbers of several runs side by side; empty for one.
         settings: of the trainings.
         pictures: of each run, by its name.
-        instances: of each category by name, of the first evaluation.
+        instances: of each category by number and name, of the first evaluation's data.
         command: that made the page; and with what, and when.
         made: likewise.
     """
@@ -65,7 +65,7 @@ class Found:
     lines: Sequence[Line] = ()
     settings: Sequence[Setting] = ()
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
-    instances: Mapping[str, int] = field(default_factory=dict)
+    instances: Mapping[tuple[int, str], int] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,6 +92,7 @@ def render(runs: Sequence[Run], found: Found) -> str:
         "run_class": run_class, "kinds": KINDS, "about": ABOUT, "metrics": METRICS,
     }  # fmt: skip
     evaluated = [run for run in runs if run.summary]
+    pictures = [(run, picture) for run in runs for picture in found.pictures.get(run.name, ())]
     return environment.get_template("page.html").render(
         title=_title(runs), runs=runs, evaluated=evaluated, found=found, style=style, script=script,
         policy=policy(style, script), headlines=[_headline(run) for run in runs],
@@ -101,7 +102,7 @@ def render(runs: Sequence[Run], found: Found) -> str:
         categories=category_table(evaluated, found.instances) if evaluated else None,
         facts=[(run, data_facts(run), training_facts(run.training), origin_facts(run)) for run in runs],
         page_facts=made_facts(found.made),
-        pictures=[(run, picture) for run in runs for picture in found.pictures.get(run.name, ())],
+        pictures=pictures, labels=labels_of((p.pick.category, p.category) for _, p in pictures), base=baseline(runs),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The gallery's pictures: a piece of the image as JPEG, masks as outlines over it, and everything said in words.
 
 Each row group that holds a pick is read once more, with its images. All pictures of a page share `BYTES`: the more
-there are, the smaller they get.
+there are, the smaller they get, and the simpler their outlines.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from pipelines.report.runs import Run
 from pipelines.storage import open_parquet
 from pipelines.stored_rows import TRUTH_COLUMNS, images_of, truths_of
 
-BYTES = 2_400_000
-"""Of all JPEGs of a page."""
+BYTES = 2_100_000
+"""Of all JPEGs of a page; as base64 a third more."""
 MOST_BYTES = 45_000
-SIDES = (560, 440, 340, 260, 200, 150)
-"""Widths of pictures in pixels, tried in turn until one is small enough."""
 QUALITY = 78
+SIZES = (*((side, QUALITY) for side in (560, 440, 340, 260, 200, 150)), (150, 50), (120, 30), (90, 15))
+"""Longer sides of pictures in pixels and qualities of JPEG, tried in turn until a picture is small enough."""
+OUTLINES = 6
+"""An outline has at most one character for so many bytes that its picture may have."""
 ASPECT = 4 / 3
 ROOM = 1.7
 """How much larger than its masks a picture is."""
@@ -98,7 +100,7 @@ def pictures_of(run: Run, picks: Sequence[Pick], most_bytes: int, log: Callable[
     Args:
         run: with manifest and detections.
         picks: of its rows.
-        most_bytes: of a picture's JPEG, about.
+        most_bytes: of a picture's JPEG.
         log: takes lines.
     """
     assert run.manifest is not None
@@ -160,14 +162,15 @@ def drawn(shown: Shown, image: Image.Image, file: str, names: dict[int, str], mo
     found = shown.detections.rles[shown.found] if shown.found >= 0 else b""
     truth = shown.truth.rles[shown.instance] if shown.instance >= 0 else b""
     area = window_around([rle for rle in (found, truth) if rle], shown.truth)
-    for side in SIDES:
-        scale = min(side / max(1, area.x1 - area.x0), LARGEST)
+    for side, quality in SIZES:
+        scale = min(side / max(1, area.x1 - area.x0, area.y1 - area.y0), LARGEST)
         window = Window(area.x0, area.y0, area.x1, area.y1, scale)
-        jpeg = encoded(image, window)
+        jpeg = encoded(image, window, quality)
         if len(jpeg) <= most_bytes:
             break
     width, height = window.size
-    of_found, of_truth = (outline(rle, shown.truth.height, window) if rle else "" for rle in (found, truth))
+    most = most_bytes // OUTLINES
+    of_found, of_truth = (outline(rle, shown.truth.height, window, most) if rle else "" for rle in (found, truth))
     title, facts, rest = described(shown, names)
     category = names[shown.pick.category]
     text = f"{title} {', '.join(f'{name} {value}' for name, value in facts)}. {rest} Image {file}"
@@ -193,11 +196,11 @@ def window_around(rles: Sequence[bytes], truth: ImageTruth) -> Window:
     return Window(int(x0), int(y0), int(x1), int(y1), 1.0)
 
 
-def encoded(image: Image.Image, window: Window) -> bytes:
+def encoded(image: Image.Image, window: Window, quality: int) -> bytes:
     """The window's pixels as JPEG."""
     piece = image.crop((window.x0, window.y0, window.x1, window.y1)).resize(window.size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    piece.save(stream, "JPEG", quality=QUALITY, optimize=True)
+    piece.save(stream, "JPEG", quality=quality, optimize=True)
     return stream.getvalue()
 
 

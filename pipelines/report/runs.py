@@ -13,7 +13,7 @@ from pipelines.manifest import Manifest, read_manifest
 from pipelines.reading import RowGroup, row_groups
 from pipelines.reporting import SUMMARY, UNFINISHED
 from pipelines.run_directory import METRICS, RUN, RunRecord, read_record
-from pipelines.storage import Location, Place, explained, locate
+from pipelines.storage import Location, Place, explained, locate, without_password
 
 NEEDED = ("dataset", "images", "detections", "ap", "maskiou", "bins", "calibration", "tide", "curves", "density")
 """What a page takes from `summary.json`."""
@@ -57,6 +57,11 @@ class Run:
     def dataset(self) -> str:
         """Fingerprint of the shards that were evaluated on; empty for a training alone."""
         return (self.summary or {}).get("shards", "")
+
+
+def baseline(runs: Sequence[Run]) -> int:
+    """Which run the others are compared with: the first evaluation; 0 where all are trainings alone."""
+    return next((index for index, run in enumerate(runs) if run.summary), 0)
 
 
 def open_runs(
@@ -143,33 +148,53 @@ def _behind(summary: dict[str, Any], given: Place | None) -> tuple[Training | No
         return _training(locate(given)), ()
     if "model" not in summary:
         return None, ("The detections name no model of this program, so there is no training to show.",)
-    folder = locate(summary["model"]).parent
+    where = "--training says where it is now"
     try:
+        folder = locate(summary["model"]).parent
         if (folder / RUN).size() is not None:
             return _training(folder), ()
-    except OSError:
-        pass  # a storage that is gone; the numbers are here all the same
-    return None, (f"No run directory of a training at {folder}; --training says where it is now.",)
+    except (OSError, InputError) as error:  # the numbers are here all the same
+        return None, (f"No training is shown: {_what(error)}; {where}.",)
+    return None, (f"No run directory of a training at {folder}; {where}.",)
 
 
-def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], shards: Place | None) -> Run:
-    place = shards if shards is not None else summary.get("shards_folder")
-    if place is None:
-        raise InputError(f"{run.place}: {SUMMARY} does not say where its shards are; give --shards")
+def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], given: Place | None) -> Run:
+    """The run with its shards and detections. Where the user did not say where they are, a note says what is lacking.
+
+    Raises:
+        InputError: the given shards are not there or others, or the detections beside the numbers are damaged.
+    """
+    place = summary.get("shards_folder") if given is None else given
     try:
+        if place is None:
+            raise InputError(f"{run.place}: {SUMMARY} does not say where its shards are")
         manifest = read_manifest(place)
-    except InputError as error:
-        raise InputError(f"{error}; --shards says where they are now, --gallery 0 goes without them") from None
-    if manifest.fingerprint != run.dataset:
-        raise InputError(f"{place}: other shards than {run.place} was evaluated on ({manifest.fingerprint[:SHORT]}, "
-                         f"not {run.dataset[:SHORT]}); give those with --shards")  # fmt: skip
-    groups = row_groups(manifest)
+        if manifest.fingerprint != run.dataset:
+            raise InputError(f"{without_password(str(place))}: other shards than {run.place} was evaluated on "
+                             f"({manifest.fingerprint[:SHORT]}, not {run.dataset[:SHORT]})")  # fmt: skip
+        groups = row_groups(manifest)
+    except (OSError, InputError) as error:
+        if given is not None:
+            raise InputError(f"{_what(error)}; give those of the evaluation with --shards") from None
+        return _noted(run, f"No pictures: {_what(error)}; --shards says where the shards are now.")
     run = replace(run, manifest=manifest, groups=tuple(groups))
-    folder = run.place / DETECTIONS if DETECTIONS in held else locate(summary.get("rows", run.place / DETECTIONS))
-    if not folder.is_folder() or not folder_of(folder).list():
-        lacks = f"No detections at {folder}: they were deleted or moved, so there are no pictures."
-        return replace(run, notes=(*run.notes, lacks))
+    try:
+        folder = run.place / DETECTIONS if DETECTIONS in held else locate(summary.get("rows", run.place / DETECTIONS))
+        there = folder.is_folder() and bool(folder_of(folder).list())
+    except (OSError, InputError) as error:
+        return _noted(run, f"No pictures: {_what(error)}.")
+    if not there:
+        return _noted(run, f"No detections at {folder}: they were deleted or moved, so there are no pictures.")
     return replace(run, detections=read_parts(folder_of(folder), manifest, groups))
+
+
+def _noted(run: Run, note: str) -> Run:
+    return replace(run, notes=(*run.notes, note))
+
+
+def _what(error: OSError | InputError) -> str:
+    """What is wrong, without what to do: that is of other commands."""
+    return explained(error) if isinstance(error, OSError) else str(error).split(";")[0]
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

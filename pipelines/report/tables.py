@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +63,17 @@ class CategoryTable:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def category_table(runs: Sequence[Run], instances: Mapping[str, int]) -> CategoryTable:
+def category_table(runs: Sequence[Run], instances: Mapping[tuple[int, str], int]) -> CategoryTable:
     """AP of each category under three scores, the gain, and with several runs the difference to the first.
+
+    A category of one run is that of another if number and name are the same.
 
     Args:
         runs: evaluations.
-        instances: of each category by name, of the first run's data; empty where they were not read.
+        instances: of each category by number and name, of the first run's data; empty where they were not read.
     """
-    by_run = [{c["name"]: c for c in run.summary["ap"]["per_category"]} for run in runs if run.summary]
-    names = list(dict.fromkeys(name for of in by_run for name in of))
+    by_run = [{(c["number"], c["name"]): c for c in run.summary["ap"]["per_category"]} for run in runs if run.summary]
+    labels = labels_of(key for of in by_run for key in of)
     several = len(by_run) > 1
     same = [run.dataset == runs[0].dataset for run in runs]
     columns = ("AP by class score", "AP by mask score", "AP by oracle", "gain")
@@ -81,21 +84,28 @@ def category_table(runs: Sequence[Run], instances: Mapping[str, int]) -> Categor
         head += [*columns, *extra]
         groups.append((run.name, len(columns) + len(extra)))
     rows = []
-    for name in names:
-        count = instances.get(name)
+    for key, label in labels.items():
+        count = instances.get(key)
         cells = [Cell(DASH if count is None else f"{count:,}", count)]
-        first = by_run[0].get(name)
-        for index, of in enumerate(by_run):
-            category = of.get(name)
+        first = by_run[0].get(key)
+        for index, categories in enumerate(by_run):
+            category = categories.get(key)
             values = [
-                nan_if_none(category[key]) if category else math.nan for key in ("by_class", "by_mask", "by_oracle")
+                nan_if_none(category[of]) if category else math.nan for of in ("by_class", "by_mask", "by_oracle")
             ]
             gain = values[1] - values[0]
             cells += [_cell(values[0], "first"), *map(_cell, values[1:]), _signed(gain)]
             if index and same[index]:
                 cells.append(_signed(values[1] - (nan_if_none(first["by_mask"]) if first else math.nan)))
-        rows.append((name, tuple(cells)))
+        rows.append((label, tuple(cells)))
     return CategoryTable(tuple(groups) if several else (), tuple(head), tuple(rows))
+
+
+def labels_of(keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], str]:
+    """Categories, each once, by number and name; the label is the name, with the number where others have the name."""
+    each = dict.fromkeys(keys)
+    count = Counter(name for _, name in each)
+    return {(number, name): name if count[name] == 1 else f"{name} (number {number})" for number, name in each}
 
 
 def _cell(value: float, css: str = "") -> Cell:

@@ -100,7 +100,7 @@ function enlarge(gallery) {
   const show = (picture) => {
     shown = picture;
     const all = visible();
-    byId("viewer-title").textContent = `${picture.dataset.kind}: ${picture.dataset.category}`;
+    byId("viewer-title").textContent = `${picture.dataset.kind}: ${picture.dataset.label}`;
     byId("viewer-place").textContent = `${all.indexOf(picture) + 1} of ${all.length}`;
     body.replaceChildren(picture.querySelector("svg").cloneNode(true), picture.querySelector("figcaption").cloneNode(true));
   };

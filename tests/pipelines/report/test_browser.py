@@ -117,12 +117,15 @@ def test_the_gallery_by_keyboard(browser: Browser, page, width):
     assert browser.value(f"{PICTURES}[0].dataset.kind") == "misled"
     browser.tab_to("#gallery-category")
     browser.type("chair")
-    assert browser.value(f"{PICTURES}.every(p => p.dataset.category === 'chair')")
+    assert browser.value(f"{PICTURES}.every(p => p.dataset.label === 'chair')")
     number = browser.value(f"{PICTURES}.length")
     assert browser.value("document.querySelector('#gallery-count').textContent") == f"{number} of {everything} pictures"
     browser.tab_to("[data-show=show-truth]")
     browser.press(" ")
     assert browser.value(f"getComputedStyle({PICTURES}[0].querySelector('.found')).visibility") == "visible"
+    widths = f"{PICTURES}.flatMap(p => [...p.querySelectorAll('use')].map(u => u.getBBox().width))"
+    assert min(browser.value(widths)) > 0
+    assert browser.value("getComputedStyle(document.querySelector('.outline')).vectorEffect") == "non-scaling-stroke"
     hidden = "[...document.querySelectorAll('.truth')].every(p => getComputedStyle(p).visibility === 'hidden')"
     assert browser.value(hidden)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 
@@ -122,6 +125,35 @@ def test_other_data_is_said_and_not_subtracted(made, tmp_path, make_scene):
     assert "elsewhere: evaluated on other data than first" in page.text
     assert {row[3] for row in table(page, "runs")[1:]} == {DASH}
     assert "change" not in table(page, "categories")[1]
+
+
+def test_a_training_that_is_given_first_is_not_what_is_compared_with(made, tmp_path):
+    runs, out = (made.training, made.first, made.second), tmp_path / "report.html"
+    report(ReportConfig(runs, out, gallery=2, bootstrap=20), lambda _: None)
+    page = read_page(out)
+    head, *rows = table(page, "runs")
+    assert head == ["number", "run", "difference", "first", "second", "difference"]
+    a, b = (s["ap"]["mask_by_mask"]["AP"] for s in made.summaries)
+    _, training, none, first, second, difference = rows[0]
+    assert (training, none, first, second) == (DASH, DASH, percent(a), percent(b))
+    assert re.fullmatch(rf"{re.escape(signed(b - a))} \[.+ to .+\]", difference)
+    assert "Differences are to first" in page.text
+    assert "run: evaluated on other data than first, or not at all" in page.text
+    groups, head, *rows = table(page, "categories")
+    assert groups == ["", "first", "second"]
+    one, two = (s["ap"]["per_category"] for s in made.summaries)
+    assert [row[-1] for row in rows] == [signed(y["by_mask"] - x["by_mask"]) for x, y in zip(one, two, strict=True)]
+
+
+def test_instances_are_never_those_of_other_data(made, tmp_path, make_scene):
+    """The first evaluation has no rows any more, the second has, of other images."""
+    shutil.copytree(made.first, tmp_path / "first")
+    shutil.rmtree(tmp_path / "first" / "detections")
+    scenes = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(50, 54)]
+    write_evaluation(tmp_path / "elsewhere", write_data(tmp_path / "other-shards", scenes), scenes)
+    runs, out = (tmp_path / "first", tmp_path / "elsewhere"), tmp_path / "report.html"
+    report(ReportConfig(runs, out, gallery=2), lambda _: None)
+    assert [row[1] for row in table(read_page(out), "categories")[2:]] == [DASH] * 3
 
 
 def test_ap_states_of_other_images_have_no_difference():

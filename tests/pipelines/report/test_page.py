@@ -163,6 +163,26 @@ def test_names_from_data_do_nothing(tmp_path, make_scene):
     assert "49" not in page.all("select", id="gallery-category")[0].text
 
 
+def test_categories_of_one_name_stay_apart(tmp_path, make_scene):
+    scenes = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(1, 7)]
+    shards = write_data(tmp_path / "shards", scenes, ((18, "dog"), (44, "dog"), (62, "chair")))
+    summary = write_evaluation(tmp_path / "run", shards, scenes)
+    page = reported(tmp_path / "report.html", tmp_path / "run")
+    rows = table(page, "categories")[1:]
+    labels = ["dog (number 1)", "dog (number 2)", "chair"]
+    assert [row[0] for row in rows] == labels
+    for row, category in zip(rows, summary["ap"]["per_category"], strict=True):
+        truths = [s.truth for s in scenes]
+        assert row[1] == str(sum(int(((t.categories == category["number"]) & ~t.crowd).sum()) for t in truths))
+        assert row[3] == percent(category["by_mask"])
+    options = page.all("select", id="gallery-category")[0].all("option")[1:]
+    assert sorted(o.text for o in options) == sorted(labels)
+    of_value = {o.attributes["value"]: o.text for o in options}
+    assert len(of_value) == 3
+    for shown in page.all("li", css="picture"):
+        assert of_value[shown.attributes["data-category"]] == shown.all("strong")[0].text
+
+
 def test_the_page_loads_nothing(made, tmp_path):
     reported(tmp_path / "report.html", made.first, made.second, bootstrap=0)
     assert_harmless(tmp_path / "report.html")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
+from pipelines.provenance import made as program
 from pipelines.report.outlines import Window, outline, simplified
+from pipelines.report.page import Found, render
 from pipelines.report.picks import picks_of
-from pipelines.report.pictures import ASPECT, pictures_of, window_around
+from pipelines.report.pictures import ASPECT, BYTES, pictures_of, window_around
 from pipelines.report.rows import read_rows_of
 from pipelines.report.runs import open_runs
-from tests.reports import picture
+from pipelines.report_options import MOST_PICTURES
+from tests.reports import CATEGORIES, picture, write_evaluation
+from tests.stored_scenes import write_shards
 
 NUMBER = re.compile(r"-?\d*\.?\d+")
 
@@ -50,7 +55,7 @@ def test_an_outline_encloses_its_mask(make_scene, scale):
     window = Window(20, 10, 160, 130, scale)
     for mask, rle in zip(scene.truth_masks, scene.truth.rles, strict=True):
         piece = mask[10:130, 20:160]
-        path = outline(rle, height, window)
+        path = outline(rle, height, window, 9999)
         if not piece.any():
             assert path == ""
             continue
@@ -65,11 +70,52 @@ def test_holes_and_parts_stay_apart():
     mask[10:50, 10:50] = True
     mask[20:40, 20:40] = False
     mask[5:15, 60:75] = True
-    path = outline(rle_of(mask), 60, Window(0, 0, 80, 60, 1.0))
+    path = outline(rle_of(mask), 60, Window(0, 0, 80, 60, 1.0), 9999)
     assert path.count("M") == 3
     assert (filled(path, 80, 60) ^ mask).sum() < 12
     assert len(path) < 200  # straight sides are few points
-    assert outline(rle_of(np.zeros((60, 80), bool)), 60, Window(0, 0, 80, 60, 1.0)) == ""
+    assert outline(rle_of(np.zeros((60, 80), bool)), 60, Window(0, 0, 80, 60, 1.0), 9999) == ""
+
+
+@pytest.mark.parametrize("most", [200, 700, 3000])
+def test_a_long_outline_is_drawn_more_coarsely_until_it_fits(most):
+    rng = np.random.default_rng(0)
+    rough = np.zeros((120, 160), bool)
+    rough[20:100, 20:140] = True
+    rough[16:104, 16:144] |= rng.random((88, 128)) < 0.5
+    path = outline(rle_of(rough), 120, Window(0, 0, 160, 120, 3.0), most)
+    assert 0 < len(path) <= most
+    whole = np.array(Image.fromarray(rough).resize((480, 360), Image.Resampling.NEAREST))
+    inside = filled(path, 480, 360)
+    assert (whole & inside).sum() / (whole | inside).sum() > 0.8
+    speckle = outline(rle_of(rng.random((120, 160)) < 0.5), 120, Window(0, 0, 160, 120, 3.0), most)
+    assert 0 < len(speckle) <= most
+
+
+def test_a_page_with_as_many_pictures_as_allowed_is_under_5_mb(tmp_path, make_scene):
+    """Noise, which JPEG cannot make small, and masks that are nothing but edges."""
+    rng, images, scenes = np.random.default_rng(0), {}, []
+    for i in range(1, 7):
+        scene = make_scene(i, rng, instances=3, detections=4, classes=3)
+        truth, found = scene.truth, scene.detections
+        noisy = [rle_of(rng.random((truth.height, truth.width)) < 0.5) for _ in range(7)]
+        scenes.append(replace(scene, truth=replace(truth, rles=noisy[:3]), detections=replace(found, rles=noisy[3:])))
+        stream = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (truth.height, truth.width, 3), np.uint8)).save(stream, "PNG")
+        images[i] = stream.getvalue()
+    write_shards(tmp_path / "shards", [s.truth for s in scenes], CATEGORIES, files=1, row_group=3, images=images)
+    write_evaluation(tmp_path / "run", tmp_path / "shards", scenes)
+    (run,) = open_runs([tmp_path / "run"], [], [], True)
+    picks = [p for of in picks_of(read_rows_of(run, False, lambda _: None), 20).values() for p in of]
+    number = 3 * MOST_PICTURES
+    most = BYTES // number
+    few = pictures_of(run, picks[::3], most, lambda _: None)
+    assert len(few) >= 8
+    assert all(p.found or p.truth for p in few)
+    assert all(len(base64.b64decode(p.jpeg)) <= most for p in few)
+    page = render([run], Found(pictures={run.name: (few * number)[:number]}, made=program()))
+    assert page.count("data:image/jpeg") == number
+    assert 2_000_000 < len(page.encode()) < 5_000_000
 
 
 def test_a_simplified_line_stays_near_and_keeps_its_ends():

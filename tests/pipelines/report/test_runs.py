@@ -22,6 +22,11 @@ def copy(made, tmp_path):
     return tmp_path / "copy"
 
 
+def change(folder, **values) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def refused(tmp_path, *runs, **options) -> str:
     with pytest.raises(InputError) as raised:
         report(ReportConfig(runs, tmp_path / "report.html", **options), lambda _: None)
@@ -48,18 +53,59 @@ def test_numbers_that_are_broken_or_of_another_version(copy, tmp_path):
 
 
 def test_shards_that_moved_are_given(made, copy, tmp_path):
-    summary = json.loads((copy / "summary.json").read_text()) | {"shards_folder": str(tmp_path / "gone")}
-    (copy / "summary.json").write_text(json.dumps(summary))
-    assert "--shards says where they are now, --gallery 0 goes without them" in refused(tmp_path, copy)
+    change(copy, shards_folder=str(tmp_path / "gone"))
     assert open_runs([copy], [made.shards], [], True)[0].detections is not None
     assert open_runs([copy], [], [], False)[0].manifest is None
     report(ReportConfig((copy,), tmp_path / "report.html", gallery=0), lambda _: None)
     assert "No pictures" in read_page(tmp_path / "report.html").text
+    (tmp_path / "report.html").unlink()
+    assert "gone: no manifest.json; give those of the evaluation" in refused(
+        tmp_path, copy, shards=(tmp_path / "gone",)
+    )
+
+
+UNKNOWN = "nowhere://bucket/folder"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lack"),
+    [({"model": f"{UNKNOWN}/model.pt"}, "No training is shown: nowhere://bucket/folder/model.pt: no file"),
+     ({"shards_folder": UNKNOWN}, "No pictures: nowhere://bucket/folder: no file system for it"),
+     ({"shards_folder": "{}/gone"}, "/gone: no manifest.json; --shards says where the shards are now."),
+     ({"shards_folder": "{}/other"}, "other shards than"),
+     ({"rows": UNKNOWN}, "No pictures: nowhere://bucket/folder: no file system for it")],
+)  # fmt: skip
+def test_places_that_nobody_gave_cost_what_was_there_alone(copy, tmp_path, make_scene, changes, lack):
+    write_data(tmp_path / "other", [make_scene(1, np.random.default_rng(0), 2, 2, 3)])
+    change(copy, **{name: value.format(tmp_path) for name, value in changes.items()})
+    if "rows" in changes:
+        shutil.rmtree(copy / "detections")
+    lines: list[str] = []
+    report(ReportConfig((copy,), tmp_path / "report.html"), lines.append)
+    assert any(lack in line for line in lines)
+    page = read_page(tmp_path / "report.html")
+    assert any(lack in note.text for note in page.all("p", css="lacks"))
+    assert bool(page.all("li", css="picture")) == ("model" in changes)
+    assert bool(page.all("section", id="training")) == ("model" not in changes)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_damaged_training_that_nobody_gave_costs_its_curves_alone(made, copy, tmp_path, name):
+    shutil.copytree(made.training, tmp_path / "run")
+    (tmp_path / "run" / name).write_text('{"settings": {\n{}')
+    change(copy, model=str(tmp_path / "run" / "model.pt"))
+    (run,) = open_runs([copy], [], [], False)
+    assert run.training is None
+    (note,) = run.notes
+    assert f"No training is shown: {tmp_path / 'run' / name}: " in note
+    assert note.endswith("; --training says where it is now.")
+    assert "\n" not in note
+    assert name in refused(tmp_path, copy, training=(tmp_path / "run",))
 
 
 def test_other_shards_are_refused(made, tmp_path, make_scene):
     other = write_data(tmp_path / "other", [make_scene(1, np.random.default_rng(0), 2, 2, 3)])
-    assert "other shards than" in refused(tmp_path, made.first, shards=(other,))
+    assert "; give those of the evaluation with --shards" in refused(tmp_path, made.first, shards=(other,))
 
 
 def test_deleted_detections_cost_the_gallery_alone(copy, tmp_path):
@@ -80,8 +126,7 @@ def test_a_part_that_is_missing_is_named(copy, tmp_path):
 
 
 def test_a_training_that_moved_is_given_or_left_out(made, copy, tmp_path):
-    summary = json.loads((copy / "summary.json").read_text()) | {"model": str(tmp_path / "gone" / "model.pt")}
-    (copy / "summary.json").write_text(json.dumps(summary))
+    change(copy, model=str(tmp_path / "gone" / "model.pt"))
     (run,) = open_runs([copy], [], [], False)
     assert run.training is None
     assert "--training says where it is now" in run.notes[0]
