@@ -1,0 +1,85 @@
+"""The studies by name: data, trunk, schedules, MaskIoU heads, seeds. Fixed here before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from msrcnn.config import DataConfig, ModelConfig, SelectionConfig, SolverConfig
+from msrcnn.data.shapes_config import ShapesConfig
+from msrcnn.presets import find_preset
+
+ABLATIONS = {
+    "(b)": "input=b", "(c)": "input=c", "(d)": "input=d", "(e)": "input=e", "(f)": "input=f",
+    "#2": "target=2", "#3": "target=3",
+    "tau 0.3": "tau=0.3", "tau 0.5": "tau=0.5", "tau 0.7": "tau=0.7",
+}  # fmt: skip
+"""The rows of Tables 4 to 6 by their short names; (a), #1 and tau 0 are the head itself."""
+NO_HEAD = "input=none"
+"""Mean foreground probability in the place of a predicted MaskIoU."""
+IDEAS = {
+    "mean foreground probability": NO_HEAD,
+    "detections": "rois=detections",
+    "detections, all": "rois=detections,tau=-1",
+    "detections, 0 if unmatched": "rois=detections,tau=-1,unmatched=zero",
+    "proposals and detections": "rois=both,tau=-1",
+    "detections, evidence": "rois=detections,tau=-1,evidence=true",
+    "detections, balanced": "rois=detections,tau=-1,balanced=true",
+    "detections, l1": "rois=detections,tau=-1,loss=l1",
+    "detections, cross-entropy": "rois=detections,tau=-1,loss=bce",
+    "detections, 28x28": "rois=detections,tau=-1,input=d",
+}
+"""Heads that go beyond the paper by what is new in them."""
+POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""b of s_cls * s_iou^b; as rankings these are all of s_cls^a * s_iou^b with a above 0."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study trains and measures.
+
+    Attributes:
+        preset: that trunk, solver and sizes start from.
+        epochs, decay: of the trunk's training.
+        head_epochs, head_decay: of the heads' training on the finished trunk.
+        shapes: parameters of the built-in data set, if the study makes its own data.
+        heads: the further MaskIoU heads by their short names.
+        choosing: seeds that train on one part of the training images and choose a variant on the other.
+        confirming: seeds that train on all training images and are measured on validation.
+        counts: numbers of detections an image at which AP is measured; the first is COCO's.
+    """
+
+    preset: str
+    epochs: int
+    decay: tuple[int, ...]
+    head_epochs: int
+    head_decay: tuple[int, ...]
+    shapes: ShapesConfig | None = None
+    heads: Mapping[str, str] = field(default_factory=lambda: {**ABLATIONS, **IDEAS})
+    choosing: tuple[int, ...] = (0,)
+    confirming: tuple[int, ...] = (1, 2, 3)
+    counts: tuple[int, ...] = (100,)
+    norm: str = ""
+
+    def model(self, kind: str) -> ModelConfig:
+        """The detector of a training.
+
+        Args:
+            kind: plain (Mask R-CNN), paper (MaskIoU head and trunk together), or heads (all heads on a frozen trunk).
+        """
+        model = find_preset(self.preset).model
+        if kind == "plain":
+            return replace(model, maskiou=replace(model.maskiou, enabled=False))
+        if kind == "paper":
+            return model
+        return replace(model, trained="maskiou", heads=tuple(self.heads.values()))
+
+    def solver(self, kind: str, seed: int) -> SolverConfig:
+        """The schedule of a training."""
+        solver = find_preset(self.preset).solver
+        epochs, decay = (self.head_epochs, self.head_decay) if kind == "heads" else (self.epochs, self.decay)
+        return replace(solver, epochs=epochs, decay_epochs=decay, seed=seed)
+
+    def data(self) -> DataConfig:
+        """Sizes of the images."""
+        return find_preset(self.preset).data

@@ -1,0 +1,169 @@
+"""The tables of a study as numbers: means over seeds, deviations, and intervals over seeds and images.
+
+A draw takes as many seeds as there are, with replacement, and as many images; all rankings are compared on the same
+draws, so that intervals of differences are those of pairs (`msrcnn.metrics.resampling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from msrcnn.metrics.resampling import LEVELS, seed_means
+from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER, ranking
+from pipelines.study_plan import ABLATIONS, NO_HEAD, POWERS, Study
+
+Floats = npt.NDArray[np.float64]
+Measured = Mapping[str, Any]
+"""What `pipelines.study_measures.measure` says of a seed."""
+SEED = 1
+"""Of the drawing of seeds."""
+PUBLISHED = {
+    CLASS: 27.7, PAPER: 29.3, FROZEN: 29.3, "(b)": 29.1, "(c)": 29.1, "(d)": 29.1, "(e)": 28.2, "(f)": 28.9,
+    "#2": 24.5, "#3": 28.2, "tau 0.3": 29.2, "tau 0.5": 29.0, "tau 0.7": 28.8,
+}  # fmt: skip
+"""Mask AP of Tables 4 to 6 by our short names (ResNet-18 FPN, COCO)."""
+
+
+def no_head(plan: Study) -> str:
+    """The short name of the mean foreground probability."""
+    return next(name for name, text in plan.heads.items() if text == NO_HEAD)
+
+
+def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
+    """By head, the power of its MaskIoU with the highest mask AP on the images that choose; ties go to power 1."""
+
+    def ap(head: str, power: float) -> tuple[float, bool]:
+        return _mean(m["masks"][ranking(head, power)]["AP"] for m in chosen), power == 1.0
+
+    return {head: max(POWERS, key=lambda power: ap(head, power)) for head in (PAPER, FROZEN, *plan.heads)}
+
+
+def best_variant(plan: Study, chosen: Sequence[Measured], powers: Mapping[str, float]) -> str:
+    """The head beyond the paper's tables with the highest mask AP, each with its own power."""
+    candidates = [name for name in plan.heads if name not in ABLATIONS and name != no_head(plan)]
+    return max(candidates, key=lambda head: _mean(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
+
+
+class Seeds:
+    """Numbers of several seeds, and of draws of these and of images."""
+
+    def __init__(self, measured: Sequence[Measured]) -> None:
+        """Takes what each seed says, with draws."""
+        self.measured = measured
+
+    def summary(self, pick: Callable[[Measured], tuple[float, Floats]]) -> dict[str, Any]:
+        """Mean, deviation and interval of a number.
+
+        Args:
+            pick: gives of a seed the number on all images, and on each draw [R].
+        """
+        points, draws = zip(*(pick(m) for m in self.measured), strict=True)
+        low, high = np.percentile(seed_means(draws, SEED), LEVELS)
+        deviation = float(np.std(points, ddof=1)) if len(points) > 1 else float("nan")
+        return {"mean": _mean(points), "deviation": deviation, "low": float(low), "high": float(high),
+                "seeds": list(points)}  # fmt: skip
+
+    def difference(self, one: str, other: str) -> dict[str, Any]:
+        """Mask AP of a ranking less that of another."""
+        return self.summary(lambda m: _minus(_masks(m, one), _masks(m, other)))
+
+    def closed(self, name: str) -> dict[str, Any]:
+        """The oracle gap closed by a ranking: the mean gain over the mean gap, of seeds and draws alike."""
+        gains, gaps = (
+            [_minus(_masks(m, one), _masks(m, CLASS)) for m in self.measured] for one in (name, ORACLE)
+        )  # fmt: skip
+        drawn = seed_means([g for _, g in gains], SEED) / seed_means([g for _, g in gaps], SEED)
+        low, high = np.percentile(drawn, LEVELS)
+        value = _mean(p for p, _ in gains) / _mean(p for p, _ in gaps)
+        by_seed = [gain / gap for (gain, _), (gap, _) in zip(gains, gaps, strict=True)]
+        return {"mean": value, "low": float(low), "high": float(high), "seeds": by_seed}
+
+
+def results_of(
+    name: str, plan: Study, chosen: Sequence[Measured], confirmed: Sequence[Measured], powers: Mapping[str, float]
+) -> dict[str, Any]:
+    """All numbers of the tables, as JSON takes them.
+
+    Args:
+        name: of the study.
+        plan: it.
+        chosen: of the seeds that chose.
+        confirmed: of the other seeds.
+        powers: those of `best_powers`.
+    """
+    seeds, variant = Seeds(confirmed), best_variant(plan, chosen, powers)
+    best, foreground = ranking(variant, powers[variant]), no_head(plan)
+    names = dict.fromkeys(n for head in (PAPER, FROZEN, *plan.heads)
+                          for n in (ranking(head, 1.0), ranking(head, powers[head])))  # fmt: skip
+    paper = ranking(PAPER, 1.0)
+    rankings = {n: _row(seeds, plan, n) | {"over paper": seeds.difference(n, paper)} for n in names}
+    rankings |= {n: _row(seeds, plan, n) for n in (CLASS, ORACLE)}
+    heads = (CLASS, PAPER, FROZEN, *plan.heads)
+    return {
+        "study": name,
+        "seeds": {"choosing": list(plan.choosing), "confirming": list(plan.confirming)},
+        "images": confirmed[0]["images"],
+        "variant": {"head": variant, "options": plan.heads[variant], "power": powers[variant], "ranking": best},
+        "chosen": {n: _mean(m["masks"][n]["AP"] for m in chosen) for n in (CLASS, ORACLE, *names)},
+        "rankings": rankings,
+        "best over foreground": {n: seeds.difference(best, n)
+                                 for n in {ranking(foreground, p) for p in (1.0, powers[foreground])}},
+        "gap": seeds.difference(ORACLE, CLASS),
+        "agreement": {head: _agreement(seeds, head) for head in heads},
+        "box": {kind: seeds.summary(lambda m, k=kind: _values(m["box"][k])) for kind in confirmed[0]["box"]}
+        | {"difference": seeds.summary(lambda m: _minus(_values(m["box"]["paper"]), _values(m["box"]["plain"])))},
+        "others": {f"{kind}, {by}": seeds.summary(lambda m, k=kind, b=by: _values(m["others"][k][b]))
+                   for kind, of in confirmed[0]["others"].items() for by in of},
+        "limits": {head: _means([m["limits"][head] for m in confirmed]) for head in (PAPER, FROZEN, variant)},
+        "errors": {head: _errors([m["errors"][head] for m in confirmed]) for head in (PAPER, FROZEN, variant)},
+        "published": PUBLISHED,
+    }  # fmt: skip
+
+
+def _row(seeds: Seeds, plan: Study, name: str) -> dict[str, Any]:
+    further = ("AP50", "AP75", *(f"AP at {n}" for n in plan.counts[1:]))
+    row = {"AP": seeds.summary(lambda m: _masks(m, name)), "gain": seeds.difference(name, CLASS)}
+    row |= {key: {"mean": _mean(m["masks"][name][key] for m in seeds.measured)} for key in further}
+    return row if name == CLASS else row | {"closed": seeds.closed(name)}
+
+
+def _agreement(seeds: Seeds, head: str) -> dict[str, Any]:
+    of = [m["agreement"][head] for m in seeds.measured]
+    row: dict[str, Any] = {key: {"mean": _mean(a[key] for a in of)} for key in of[0] if key != "draws"}
+    every = seeds.summary(lambda m: (m["agreement"][head]["pearson, all"], np.array(m["agreement"][head]["draws"])))
+    return row | {"pearson, all": every}
+
+
+def _errors(of_seeds: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Bins over all seeds, each seed's weighted by its detections."""
+    rows = []
+    for bins in zip(*of_seeds, strict=True):
+        full = [b for b in bins if b["count"]]
+        count = sum(b["count"] for b in full)
+        row = {"low": bins[0]["low"], "high": bins[0]["high"], "count": count}
+        rows.append(row | {k: sum(b["count"] * b[k] for b in full) / count for k in ("bias", "error") if count})
+    return rows
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: _mean(v[key] for v in values) for key in values[0]}
+
+
+def _masks(measured: Measured, name: str) -> tuple[float, Floats]:
+    return _values(measured["masks"][name])
+
+
+def _values(of: Mapping[str, Any]) -> tuple[float, Floats]:
+    return of["AP"], np.array(of["draws"])
+
+
+def _minus(one: tuple[float, Floats], other: tuple[float, Floats]) -> tuple[float, Floats]:
+    return one[0] - other[0], one[1] - other[1]
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,182 @@
+"""A study's results as Markdown. Every number in it comes from `results.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER, ranking
+from pipelines.study_plan import ABLATIONS
+
+Results = Mapping[str, Any]
+NAMES = {
+    f"{PAPER}^1": "the paper's head, trained with the trunk",
+    f"{FROZEN}^1": "the paper's head, trained on the finished trunk",
+}
+"""Of rankings in words, where a name is not enough."""
+
+
+def markdown(results: Results) -> str:
+    """All tables of a study."""
+    parts = (_about, _rankings, _claims, _ablations, _boxes, _limits)
+    return "\n".join(line for part in parts for line in part(results)).rstrip() + "\n"
+
+
+def signed(value: float) -> str:
+    """Percentage points with their sign."""
+    return f"{value:+.2f}"
+
+
+def interval(of: Mapping[str, float], sign: bool = True) -> str:
+    """A mean with its 95% interval."""
+    shown = signed if sign else "{:.2f}".format
+    return f"{shown(of['mean'])} ({shown(of['low'])} to {shown(of['high'])})"
+
+
+def spread(of: Mapping[str, float]) -> str:
+    """A mean with its deviation over seeds."""
+    return f"{of['mean']:.2f}" + (f" ± {of['deviation']:.2f}" if math.isfinite(of.get("deviation", math.nan)) else "")
+
+
+def named(name: str) -> str:
+    """A ranking in words."""
+    if name in NAMES:
+        return NAMES[name]
+    head, power = name.rpartition("^")[::2]
+    return name if not head else head if power == "1" else f"{head}, MaskIoU^{power}"
+
+
+def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table: the first column to the left, numbers to the right."""
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + "|".join(["---", *["---:"] * (len(titles) - 1)]) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield ""
+
+
+def _about(results: Results) -> Iterator[str]:
+    data, seeds, made = results["data"], results["seeds"], results["made"]
+    yield from (f"## {results['study']}", "")
+    yield (
+        f"{data['train']} training images, {data['val']} validation images. Trunk {results['trunk']}. A variant was chosen on "
+        f"{data['choose']} of the training images, with trunk and heads trained on the other {data['fit']} "
+        f"(seed {_listed(seeds['choosing'])}); everything below is of validation, with trunks and heads trained on all "
+        f"training images (seeds {_listed(seeds['confirming'])}). Heads but the first were trained on the finished trunk of "
+        "the first, so that all rank the same masks."
+    )
+    yield ""
+    yield f"`{results['command']}`: {results['minutes']:.0f} minutes on {made['machine']}{_gpus(made)}; {made['time']}."
+    yield ""
+
+
+def _gpus(made: Mapping[str, str]) -> str:
+    return f", {made['gpus']}" if made.get("gpus") else ""
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _rankings(results: Results) -> Iterator[str]:
+    rankings, chosen = results["rankings"], results["variant"]["ranking"]
+    ablated = {ranking(head, 1.0) for head in ABLATIONS}
+    first = [CLASS, f"{PAPER}^1", f"{FROZEN}^1"]
+    rest = [n for n in rankings if n not in (*first, ORACLE) and n.rpartition("^")[0] not in ABLATIONS]
+    more = [key for key in rankings[CLASS] if key.startswith("AP at ")]
+
+    def row(name: str) -> list[str]:
+        of = rankings[name]
+        head = name.rpartition("^")[0] or name
+        known = results["agreement"].get(head, {})
+        cells = [spread(of["AP"]), f"{of['AP50']['mean']:.1f}", f"{of['AP75']['mean']:.1f}"]
+        cells += [f"{of[key]['mean']:.2f}" for key in more]
+        cells += ["" if name == CLASS else interval(of["gain"])]
+        cells += [interval(of["closed"], sign=False) if "closed" in of and name != ORACLE else ""]
+        cells += [interval(of["over paper"]) if "over paper" in of and name != f"{PAPER}^1" else ""]
+        cells += [f"{known['pearson, all']['mean']:.2f}" if known else "",
+                  f"{known['pearson, matched']['mean']:.2f}" if known else ""]  # fmt: skip
+        label = f"**{named(name)}**" if name == chosen else named(name)
+        return [label, *cells]
+
+    assert not ablated & set(first)
+    yield from (
+        "Masks ranked by class score x MaskIoU of the head. Mask AP: mean ± deviation over seeds; in brackets 95% intervals "
+        "over seeds and images. r: correlation of the head with the true MaskIoU, over all detections and over matched ones. "
+        "In bold the variant that was chosen beforehand.",
+        "",
+    )
+    titles = ["ranking", "AP", "AP50", "AP75", *more, "gain over class score", "oracle gap closed", "over the paper's head",
+              "r, all", "r, matched"]  # fmt: skip
+    yield from grid(titles, [row(name) for name in (*first, *rest, ORACLE)])
+
+
+def _claims(results: Results) -> Iterator[str]:
+    best, paper = results["variant"]["ranking"], f"{PAPER}^1"
+    rankings = results["rankings"]
+    known = results["agreement"]
+    yield f"- The paper's head closes {interval(rankings[paper]['closed'], sign=False)} of the oracle gap of "\
+          f"{interval(results['gap'])} AP; the paper's ResNet-18 closes 0.42 on COCO."  # fmt: skip
+    yield f"- Its correlation over all detections is {interval(known[PAPER]['pearson, all'], sign=False)}; the paper's 0.74."
+    yield f"- Chosen beforehand: {named(best)} (`{results['variant']['options']}`, class score x MaskIoU^"\
+          f"{results['variant']['power']:g}). It closes {interval(rankings[best]['closed'], sign=False)}, is "\
+          f"{interval(rankings[best]['over paper'])} AP over the paper's head, and its correlation is "\
+          f"{interval(known[results['variant']['head']]['pearson, all'], sign=False)}."  # fmt: skip
+    for name, of in results["best over foreground"].items():
+        yield f"- It is {interval(of)} AP over class score x {named(name)}, which needs no head."
+    yield ""
+
+
+def _ablations(results: Results) -> Iterator[str]:
+    rankings, published = results["rankings"], results["published"]
+    heads = [FROZEN, *(head for head in ABLATIONS if ranking(head, 1.0) in rankings)]
+    if len(heads) == 1:
+        return
+    ours = {head: rankings[ranking(head, 1.0)]["gain"] for head in heads}
+    theirs = {head: published[head] - published[CLASS] for head in heads}
+    yield from ("Tables 4 to 6 of the paper, each head on the finished trunk; gains over the class score, in AP.", "")
+    rows = [[head, interval(ours[head]), signed(theirs[head]), f"{results['agreement'][head]['pearson, all']['mean']:.2f}"]
+            for head in heads]  # fmt: skip
+    yield from grid(["head", "ours", "paper, COCO", "r, all"], rows)
+    for title, group in (
+        ("Input, Table 4", [FROZEN, *(h for h in heads if h.startswith("(") and h != FROZEN)]),
+        ("Target, Table 5", [FROZEN, *(h for h in heads if h.startswith("#"))]),
+        ("tau, Table 6", [FROZEN, *(h for h in heads if h.startswith("tau"))]),
+    ):
+        pairs = [(a, b) for a, b in combinations(group, 2) if theirs[a] != theirs[b]]
+        alike = [(a, b) for a, b in pairs if (ours[a]["mean"] - ours[b]["mean"]) * (theirs[a] - theirs[b]) > 0]
+        against = [f"{a}, {b}" for a, b in pairs if (a, b) not in alike]
+        rest = f"; not {'; '.join(against)}" if against else ""
+        yield f"- {title}: {len(alike)} of {len(pairs)} pairs in the paper's order{rest}."
+    others = results["others"]
+    if f"nms, {CLASS}" in others:
+        yield f"- SoftNMS: mask AP {spread(rankings[CLASS]['AP'])} by class score and "\
+              f"{spread(rankings[f'{PAPER}^1']['AP'])} by mask score; with hard NMS "\
+              f"{spread(others[f'nms, {CLASS}'])} and {spread(others['nms, mask score'])}."  # fmt: skip
+    yield ""
+
+
+def _boxes(results: Results) -> Iterator[str]:
+    box = results["box"]
+    yield f"Box AP with the paper's head is {spread(box['paper'])}, of a Mask R-CNN without it {spread(box['plain'])}: "\
+          f"{interval(box['difference'])}. Its masks ranked by class score: "\
+          f"{spread(results['others'][f'plain, {CLASS}'])}."  # fmt: skip
+    yield ""
+
+
+def _limits(results: Results) -> Iterator[str]:
+    limits, errors = results["limits"], results["errors"]
+    yield from ("What limits the gain: mask AP if a head knew the true MaskIoU of some detections (power 1).", "")
+    known = [name for name in next(iter(limits.values())) if name != "none"]
+    titles = ["head", "as it is", *(f"knew {name}" for name in known)]
+    rows = [[named(ranking(head, 1.0)), *(f"{of[name]:.2f}" for name in ("none", *known))] for head, of in limits.items()]
+    yield from grid(titles, rows)
+    yield from ("Predicted less true MaskIoU by the true one: mean, and mean of its size.", "")
+    bins = next(iter(errors.values()))
+    titles = ["head", *(f"{b['low']:g} to {b['high']:g}" for b in bins)]
+
+    def cell(of: Mapping[str, float]) -> str:
+        return f"{signed(of['bias'])}, {of['error']:.2f}" if of["count"] else ""
+
+    yield from grid(titles, [[named(ranking(head, 1.0)), *map(cell, of)] for head, of in errors.items()])
