@@ -54,6 +54,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.metrics.maskiou": (),
     "msrcnn.metrics.quality": (),
     "msrcnn.metrics.fusion": (),
+    "msrcnn.metrics.rankings": (),
+    "msrcnn.metrics.ranked": ("MaskAP", "RankedMasks"),
+    "msrcnn.metrics.resampling": ("Interval", "image_draws", "hierarchical"),
     "msrcnn.metrics.tide": (),
     "msrcnn.metrics.figures": (),
 }

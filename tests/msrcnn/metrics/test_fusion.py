@@ -6,16 +6,13 @@ import time
 from dataclasses import replace
 from math import isnan
 
-import hotcoco
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import CocoAP
-from msrcnn.metrics.coco_rows import annotation_dicts, detection_dicts, image_dicts
 from msrcnn.metrics.fusion import Fusion, FusionSweep, fusion_grid
+from tests.mask_ap import by_hotcoco, by_pycocotools, crowded, scored_rows
 
 CATEGORIES = ((1, "disc"), (2, "ring"), (3, "rare"))
 SETTINGS = (Fusion(1, 0), Fusion(1, 1), Fusion(0.5, 2), Fusion(0, 1), Fusion(0, 0), Fusion(2, 0.5))
@@ -35,85 +32,49 @@ def _fused(found, fusion):
     return (found.class_scores.astype(float) ** fusion.class_power * quality**fusion.maskiou_power).astype(np.float32)
 
 
-def _rows(truths, detections, fusion):
-    by_id, rows = {t.image_id: t for t in truths}, []
-    for found in detections:
-        scores = _fused(found, fusion)
-        kept = np.flatnonzero(scores >= fusion.threshold)
-        if fusion.top_k is not None:
-            kept = np.sort(kept[np.argsort(-scores[kept], kind="stable")][: fusion.top_k])
-        masks = detection_dicts(by_id[found.image_id], found)["class"]
-        rows += [masks[i] | {"score": float(scores[i])} for i in kept]
-    return rows
-
-
-def _by_hotcoco(categories, truths, detections, fusion):
-    evaluator = hotcoco.StreamingEval([{"id": number, "name": name} for number, name in categories], "segm")
-    annotations = [row for truth in truths for row in annotation_dicts(truth)]
-    evaluator.update(image_dicts(truths), annotations, _rows(truths, detections, fusion))
-    final = evaluator.finalize()
-    metrics = hotcoco.compare(final, final)["metrics_a"]
-    return [metrics[name] for name in ("AP", "AP50", "AP75")]
-
-
-def _by_pycocotools(categories, truths, detections, fusion):
-    truth = COCO()
-    truth.dataset = {
-        "images": image_dicts(truths),
-        "annotations": [row for t in truths for row in annotation_dicts(t)],
-        "categories": [{"id": number, "name": name} for number, name in categories],
-    }
-    truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(_rows(truths, detections, fusion)), "segm")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation.stats[:3]
+def _by_coco(of, categories, truths, detections, fusion):
+    """`of` is hotcoco or pycocotools, given the rows that the setting keeps."""
+    scores = [_fused(found, fusion) for found in detections]
+    kept = [np.flatnonzero(of_image >= fusion.threshold) for of_image in scores]
+    if fusion.top_k is not None:
+        best = [k[np.argsort(-s[k], kind="stable")][: fusion.top_k] for k, s in zip(kept, scores, strict=True)]
+        kept = [np.sort(k) for k in best]
+    return of(categories, truths, scored_rows(truths, detections, scores, kept))
 
 
 def _same(found, expected):
     np.testing.assert_allclose([found.ap, found.ap50, found.ap75], expected, rtol=0, atol=1e-9)
 
 
-def _crowded(make_scene, seed):
-    """Crowds, images without instances, without detections, without both, and two with over 100 detections."""
-    rng = np.random.default_rng(seed)
-    counts = [(6, 15), (0, 8), (5, 0), (0, 0), (9, 260), (3, 12), (30, 150), (1, 30), (4, 4)]
-    ids = rng.permutation(100)[: len(counts)] + 1
-    scenes = [make_scene(int(i), rng, *count, classes=2) for i, count in zip(ids, counts, strict=True)]
-    assert any(s.truth.crowd.any() for s in scenes)
-    return [s.truth for s in scenes], [s.detections for s in scenes]
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_settings_equal_hotcoco(make_scene, seed):
-    truths, detections = _crowded(make_scene, seed)
+    truths, detections = crowded(make_scene, seed)
     for found, fusion in zip(_sweep(CATEGORIES, truths, detections).evaluate(SETTINGS), SETTINGS, strict=True):
         assert found.fusion == fusion
-        _same(found, _by_hotcoco(CATEGORIES, truths, detections, fusion))
+        _same(found, _by_coco(by_hotcoco, CATEGORIES, truths, detections, fusion))
 
 
 def test_settings_equal_pycocotools(make_scene, capsys):
-    truths, detections = _crowded(make_scene, 9)
+    truths, detections = crowded(make_scene, 9)
     for found in _sweep(CATEGORIES, truths, detections).evaluate(SETTINGS[:3]):
-        _same(found, _by_pycocotools(CATEGORIES, truths, detections, found.fusion))
+        _same(found, _by_coco(by_pycocotools, CATEGORIES, truths, detections, found.fusion))
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_thresholds_and_top_k_equal_hotcoco(make_scene, seed):
-    truths, detections = _crowded(make_scene, seed)
+    truths, detections = crowded(make_scene, seed)
     grid = fusion_grid((1.0,), (0.5, 1.0), thresholds=(0.1, 0.4), top_ks=(1, 10, None))
     assert len(grid) == 12
     results = _sweep(CATEGORIES, truths, detections).evaluate(grid)
     for found in results:
-        _same(found, _by_hotcoco(CATEGORIES, truths, detections, found.fusion))
+        _same(found, _by_coco(by_hotcoco, CATEGORIES, truths, detections, found.fusion))
     assert len({found.ap for found in results}) > 6
 
 
 def test_ones_are_the_report_of_the_evaluation(make_scene):
     """Where no prediction is negative: the evaluation ranks those below the others, the sweep at 0."""
-    truths, detections = _crowded(make_scene, 1)
+    truths, detections = crowded(make_scene, 1)
     detections = [replace(d, maskious=np.abs(d.maskious)) for d in detections]
     ap = CocoAP(CATEGORIES)
     ap.update(truths, detections)
@@ -125,13 +86,13 @@ def test_ones_are_the_report_of_the_evaluation(make_scene):
 
 def test_the_order_of_the_images_does_not_matter(make_scene):
     """Equal scores are ranked by image id; the scenes' coarse scores have many."""
-    truths, detections = _crowded(make_scene, 2)
+    truths, detections = crowded(make_scene, 2)
     results = _sweep(CATEGORIES, truths, detections).evaluate(SETTINGS)
     assert _sweep(CATEGORIES, truths[::-1], detections[::-1], batch=1).evaluate(SETTINGS) == results
 
 
 def test_images_can_follow_a_first_answer(make_scene):
-    truths, detections = _crowded(make_scene, 3)
+    truths, detections = crowded(make_scene, 3)
     sweep = _sweep(CATEGORIES, truths[:4], detections[:4])
     sweep.evaluate(SETTINGS[:1])
     sweep.update(truths[4:], detections[4:])
@@ -184,5 +145,5 @@ def test_a_setting_costs_far_less_than_an_evaluation(make_scene):
     sweep.evaluate(grid)
     setting = (time.perf_counter() - begin) / len(grid)
     begin = time.perf_counter()
-    _by_hotcoco(categories, truths, detections, grid[-1])
+    _by_coco(by_hotcoco, categories, truths, detections, grid[-1])
     assert setting < (time.perf_counter() - begin) / 3

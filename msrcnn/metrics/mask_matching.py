@@ -1,0 +1,118 @@
+"""COCO's greedy matching of ranked masks to annotated instances, of all images and at all thresholds at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from msrcnn.metrics.coco_ap import IOU_THRESHOLDS
+
+LOWEST = IOU_THRESHOLDS.min()
+"""A detection that overlaps everything less can neither take an instance nor be ignored."""
+
+_REQUIRED = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)  # as in pycocotools
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Group:
+    """An image's truth and detections of one category where some overlap matters."""
+
+    rows: Ints  # [n] detections that reach the lowest threshold with some instance, as numbers over all images
+    overlaps: Floats  # [n, g] with each instance, those that are no crowd first
+    crowd: Bools  # [g]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Groups with about as many instances each, padded to the same number g."""
+
+    rows: Ints  # [n] detections
+    group: Ints  # [n] the group of each, from 0
+    overlaps: Floats  # [n, g] with instances that are no crowd; -1 where padded
+    crowd_overlap: Floats  # [n] the highest with a crowd, -1 for none
+    groups: int
+
+
+def buckets_of(groups: Sequence[Group]) -> list[Bucket]:
+    """All groups, those with 1, 2, up to 4, up to 8, ... instances that are no crowd together."""
+    by_size: dict[int, list[Group]] = {}
+    for group in groups:
+        size = 1 << max(0, int((~group.crowd).sum()) - 1).bit_length()  # 1, 2, 4, ...
+        by_size.setdefault(size, []).append(group)
+    buckets = []
+    for size, alike in by_size.items():
+        rows = np.concatenate([g.rows for g in alike])
+        overlaps = np.full((len(rows), size), -1.0)
+        crowd_overlap = np.full(len(rows), -1.0)
+        begin = 0
+        for g in alike:
+            end, real = begin + len(g.rows), int((~g.crowd).sum())
+            overlaps[begin:end, :real] = g.overlaps[:, :real]
+            if real < len(g.crowd):
+                crowd_overlap[begin:end] = g.overlaps[:, real:].max(axis=1)
+            begin = end
+        number = np.repeat(np.arange(len(alike)), [len(g.rows) for g in alike])
+        buckets.append(Bucket(rows, number, overlaps, crowd_overlap, len(alike)))
+    return buckets
+
+
+def ranks_within(group: Ints, scores: Floats, kept: Bools) -> Ints:
+    """Each kept row's rank in its group by descending score; equal scores in the order of the rows.
+
+    Args:
+        group: [N] from 0.
+        scores: [N].
+        kept: [N] rows that take part.
+
+    Returns:
+        [N] from 0; the highest int64 where not kept.
+    """
+    rows = np.flatnonzero(kept)
+    rows = rows[np.lexsort((-scores[rows], group[rows]))]  # stable
+    sorted_group = group[rows]
+    begins = np.flatnonzero(np.diff(sorted_group, prepend=-1))  # groups are numbered from 0
+    lengths = np.diff(begins, append=len(rows))
+    ranks = np.full(len(scores), np.iinfo(np.int64).max)
+    ranks[rows] = np.arange(len(rows)) - np.repeat(begins, lengths)
+    return ranks
+
+
+def match(buckets: Sequence[Bucket], scores: Floats, kept: Bools) -> tuple[Bools, Bools]:
+    """COCO's greedy matching at all thresholds.
+
+    In the order of the scores each detection takes the instance that is left with the highest overlap, of equal ones
+    the last. What takes none but overlaps a crowd is ignored. All groups take their r-th detection at once.
+
+    Args:
+        buckets: of `buckets_of`.
+        scores: [N].
+        kept: [N] rows that take part.
+
+    Returns:
+        Whether each detection took an instance, and whether it is ignored: bool [N, 10] each.
+    """
+    hit = np.zeros((len(scores), len(_REQUIRED)), dtype=bool)
+    ignored = np.zeros_like(hit)
+    for bucket in buckets:
+        present = kept[bucket.rows]
+        ranks = ranks_within(bucket.group, scores[bucket.rows], present)  # among those that overlap enough
+        order = np.argsort(ranks, kind="stable")[: int(present.sum())]
+        steps = np.split(order, np.flatnonzero(np.diff(ranks[order])) + 1)
+        free = np.ones((bucket.groups, len(_REQUIRED), bucket.overlaps.shape[1]), dtype=bool)
+        for step in steps:  # [m] members of the bucket, one of a group
+            group, rows = bucket.group[step], bucket.rows[step]
+            left = np.where(free[group], bucket.overlaps[step, None, ::-1], -1.0)  # [m, 10, g], the last one first
+            best = left.argmax(axis=2)  # [m, 10]
+            taken = np.take_along_axis(left, best[..., None], axis=2)[..., 0] >= _REQUIRED  # [m, 10]
+            of, threshold = np.nonzero(taken)
+            free[group[of], threshold, best[of, threshold]] = False
+            hit[rows] = taken
+            ignored[rows] = ~taken & (bucket.crowd_overlap[step, None] >= _REQUIRED)
+    return hit, ignored

@@ -1,0 +1,153 @@
+"""COCO's accumulation over matched masks: AP of all images, or of a bootstrap's draws of them.
+
+Matching looks at one image at a time, so it is the same however often an image is drawn. A draw weights each detection
+and each instance by the count of its image, which gives the precisions and recalls that copies of the images under new
+ids would give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from msrcnn.errors import InputError
+from msrcnn.metrics.mask_matching import Bools, Floats, Ints
+
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""Where COCO reads precision."""
+
+
+@dataclass(frozen=True)
+class MaskAP:
+    """Mask AP of one ranking, as fractions; nan where the ground truth has no instance."""
+
+    ap: float
+    ap50: float
+    ap75: float
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """One category's ranking at one threshold.
+
+    The precision at a recall is the highest at this recall or beyond, so only the h detections that took an instance
+    matter, and how many were looked at until each.
+    """
+
+    image: Ints  # [h] image of each hit
+    place: Ints  # [h] how many of the category are ranked up to it and with it
+    ignored: Ints  # [k] image of each ignored detection
+    ignored_before: Ints  # [h] how many of these are ranked before each hit
+
+
+@dataclass(frozen=True)
+class _Category:
+    number: int  # from 0
+    image: Ints  # [n] of each detection, the best one first
+    curves: tuple[_Curve, ...]  # at each threshold
+
+
+class RankedMasks:
+    """One ranking of detections, matched; `MaskRankings.rank` makes it. Images can be drawn any number of times."""
+
+    def __init__(
+        self, image: Ints, category: Ints, scores: Floats, kept: Bools, hit: Bools, ignored: Bools, instances: Ints
+    ) -> None:
+        """Takes the columns of N detections of I images and C categories.
+
+        Args:
+            image: [N] from 0.
+            category: [N] from 0.
+            scores: [N]; of equal ones the first row is ranked higher.
+            kept: [N], whether COCO looks at the detection.
+            hit: [N, 10], whether it took an instance at each threshold.
+            ignored: [N, 10], whether it counts neither way.
+            instances: [I, C] of each image and category, crowds not counted.
+        """
+        self._instances = instances
+        rows = np.flatnonzero(kept)
+        rows = rows[np.lexsort((-scores[rows], category[rows]))]  # stable
+        ends = np.searchsorted(category[rows], np.arange(instances.shape[1]), side="right")
+        self._categories = []
+        for c in np.flatnonzero(instances.any(axis=0)):
+            of = rows[ends[c - 1] if c else 0 : ends[c]]  # [n]
+            curves = (_curve(image[of], h, i) for h, i in zip(hit[of].T, ignored[of].T, strict=True))
+            self._categories.append(_Category(int(c), image[of], tuple(curves)))
+
+    def ap(self, counts: npt.ArrayLike | None = None) -> MaskAP:
+        """Mask AP where image i counts counts[i] times, as `image_draws` gives them.
+
+        It is what COCO gives with each image copied so often under new ids, but for equal scores: copies of a
+        detection are ranked next to it. A category without instances in the draw is left out of the mean.
+
+        Args:
+            counts: int [I] in the order of `MaskColumns.image_ids`, from 0; None counts every image once.
+
+        Raises:
+            InputError: the counts are not so.
+        """
+        if counts is None:
+            counts = np.ones(len(self._instances), dtype=np.int64)
+        return MaskAP(*self.aps(np.asarray(counts)[None])[0].tolist())
+
+    def aps(self, counts: npt.ArrayLike) -> Floats:
+        """The same of R draws: counts int [R, I], the result [R, 3] with AP, AP50 and AP75.
+
+        A draw of 150 images with 100 detections each takes about a millisecond for one category.
+
+        Raises:
+            InputError: the counts are not so.
+        """
+        draws, images = np.asarray(counts), len(self._instances)
+        if draws.ndim != 2 or draws.shape[1] != images or draws.dtype.kind not in "iu" or (draws < 0).any():
+            raise InputError(f"counts of images are {draws.dtype} of shape {draws.shape}; they must be integers from 0 "
+                             f"on, one for each of the {images} images")  # fmt: skip
+        values = np.full((len(draws), 3), np.nan)
+        for value, draw in zip(values, draws.astype(np.int64), strict=True):
+            of_thresholds = self._of_thresholds(draw)  # [10]
+            value[:] = of_thresholds.mean(), of_thresholds[0], of_thresholds[5]
+        return values
+
+    def _of_thresholds(self, counts: Ints) -> Floats:
+        """AP at each threshold [10], the mean over the categories with instances and over 101 recalls."""
+        instances = counts @ self._instances  # [C]
+        present = [category for category in self._categories if instances[category.number]]
+        if not present:
+            return np.full(10, np.nan)
+        total = np.zeros(10)
+        for category in present:
+            looked_at = _running(counts[category.image])  # [n + 1]
+            of_category = (_mean_precision(c, looked_at, counts, instances[category.number]) for c in category.curves)
+            total += np.fromiter(of_category, float, len(total))
+        return total / len(present)
+
+
+def _curve(image: Ints, hit: Bools, ignored: Bools) -> _Curve:
+    hits, passed = np.flatnonzero(hit), np.flatnonzero(ignored)
+    return _Curve(image[hits], hits + 1, image[passed], np.searchsorted(passed, hits))
+
+
+def _running(values: Ints) -> Ints:
+    """[n + 1] sums of the first 0, 1, ... n values."""
+    sums = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
+
+
+def _mean_precision(curve: _Curve, looked_at: Ints, counts: Ints, instances: int) -> float:
+    """Mean of the precisions at 101 recalls.
+
+    A hit that counts w times is one point of the curve: the w - 1 points on the way to it have no higher precision.
+    One that counts 0 times repeats the recall of the point before it at no higher precision.
+    """
+    true = np.cumsum(counts[curve.image])  # [h]
+    decided = looked_at[curve.place]  # [h] true and false
+    if len(curve.ignored):
+        decided = decided - _running(counts[curve.ignored])[curve.ignored_before]
+    precision = np.zeros(len(true) + 1)  # 0 at the end, where the recall is never reached
+    precision[:-1] = true / (decided + np.spacing(1))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]  # the highest at this recall or beyond
+    reached = np.searchsorted(true / instances, RECALLS, side="left")
+    return float(precision[reached].mean())
