@@ -4,7 +4,7 @@ OUT/shards, annotations, images   the data (`pipelines.study_data`)
 OUT/runs/PART-SEED-KIND           trainings: PART choose or confirm; KIND plain (Mask R-CNN), paper (MaskIoU head and
                                   trunk together) or heads (all heads on the paper's finished trunk)
 OUT/evaluations/PART-SEED-KIND    detections and numbers of each
-OUT/measured/PART-SEED.npz        what one seed says about every ranking (`pipelines.study_measures`)
+OUT/measured/PART-SEED.json       what one seed says about every ranking (`pipelines.study_measures`)
 OUT/results.json, results.md      the tables (`pipelines.study_results`, `pipelines.study_table`)
 
 What is there is not done again, so that the same command goes on after any kill.
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cluster.session import connect
-from msrcnn.config import to_dict
+from msrcnn.config import SelectionConfig, to_dict
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model, save_model
 from pipelines.evaluate import evaluate
@@ -30,17 +31,28 @@ from pipelines.provenance import made
 from pipelines.run_directory import MODEL
 from pipelines.storage import exclusively, locate
 from pipelines.study_data import StudyShards, study_shards
-from pipelines.study_measures import Seed, measure, read_seed, write_seed
+from pipelines.study_measures import measure
 from pipelines.study_options import StudyConfig
 from pipelines.study_plan import STUDIES, Study
-from pipelines.study_results import results_of
+from pipelines.study_results import best_powers, results_of
 from pipelines.study_table import markdown
 from pipelines.train import train
 
 STUDY = ".study.json"
+SECONDS = "seconds.json"
+"""In an evaluation's folder: how long training and evaluation took; its presence means that both are done."""
 CHOOSE, CONFIRM = "choose", "confirm"
-KINDS = {CHOOSE: ("paper", "heads"), CONFIRM: ("plain", "paper", "heads")}
-"""Trainings of a seed in their order: heads stand on the paper's trunk. A Mask R-CNN alone says whether boxes suffer."""
+KINDS = {CHOOSE: ("paper", "heads"), CONFIRM: ("paper", "heads", "nms", "plain")}
+"""Of a seed, in their order: heads stand on the paper's trunk; nms is the paper's model with hard NMS (section 4.1); a
+Mask R-CNN alone says whether boxes suffer."""
+HARD_NMS = SelectionConfig(method="hard", iou_threshold=0.5, score_threshold=0.05)
+
+
+class Part(NamedTuple):
+    """What one seed is for."""
+
+    name: str  # choose or confirm
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -71,11 +83,13 @@ def study(config: StudyConfig, log: Callable[[str], None] = print) -> None:
         for number, stage in enumerate(stages, start=1):
             said = timed(log, f"[{number}/{len(stages)}] {stage.name}")
             run_stage(config, plan, stage, shards, said)
-        chosen = seeds_of(config, plan, CHOOSE, shards, log)
-        confirmed = seeds_of(config, plan, CONFIRM, shards, log)
-        results = results_of(config.name, plan, chosen, confirmed, config.draws)
-        results["made"] = made()
-        results["data"] = {name: read_manifest(folder).rows for name, folder in asdict(shards).items()}
+        chosen = [measured(config, plan, Part(CHOOSE, seed), shards.choose, {}, log) for seed in plan.choosing]
+        powers = best_powers(plan, chosen)
+        confirmed = [measured(config, plan, Part(CONFIRM, seed), shards.val, powers, log) for seed in plan.confirming]
+    results = results_of(config.name, plan, chosen, confirmed, powers) | {
+        "made": made(), "command": shown_command(config), "minutes": minutes(out, stages), "trunk": plan.described(),
+        "data": {name: read_manifest(folder).rows for name, folder in asdict(shards).items()},
+    }  # fmt: skip
     locate(out / "results.json").write((json.dumps(results, indent=1) + "\n").encode())
     text = markdown(results)
     locate(out / "results.md").write(text.encode())
@@ -116,26 +130,26 @@ def run_stage(
     config: StudyConfig, plan: Study, stage: Stage, shards: StudyShards, log: Callable[[str], None]
 ) -> None:
     """Trains and evaluates, if that is not done."""
-    out = config.out
-    run, evaluation = out / "runs" / stage.name, out / "evaluations" / stage.name
-    if (evaluation / "summary.json").exists():
+    evaluation = config.out / "evaluations" / stage.name
+    if (evaluation / SECONDS).exists():
         return
-    tracking = config.tracking or f"sqlite:///{out.absolute()}/mlflow.db"
-    trunk = out / "runs" / replace(stage, kind="paper").name / MODEL
     began = time.monotonic()
-    train(
-        TrainConfig(
-            preset=plan.preset, model=plan.model(stage.kind), solver=plan.solver(stage.kind, stage.seed),
-            data=plan.data(), workers=config.workers, gpu=config.gpu, tracking=tracking, experiment="study",
-            shards=shards.fit if stage.part == CHOOSE else shards.train, run=run,
-            weights=str(trunk) if stage.kind == "heads" else config.weights, register="", keep=1,
-        ),
-        log,
-    )  # fmt: skip
-    seconds = time.monotonic() - began
-    if seconds > 1:
-        locate(run / "seconds.json").write(json.dumps(seconds).encode())
-    model = with_detections(run / MODEL, run / "measured.pt", max(plan.counts))
+    run = config.out / "runs" / stage.name
+    tracking = config.tracking or f"sqlite:///{config.out.absolute()}/mlflow.db"
+    paper = config.out / "runs" / replace(stage, kind="paper").name / MODEL
+    if stage.kind == "nms":
+        model = with_selection(paper, run / "measured.pt", HARD_NMS, max(plan.counts))
+    else:
+        train(
+            TrainConfig(
+                preset=plan.preset, model=plan.model(stage.kind), solver=plan.solver(stage.kind, stage.seed),
+                data=plan.data(), workers=config.workers, gpu=config.gpu, tracking=tracking, experiment="study",
+                shards=shards.fit if stage.part == CHOOSE else shards.train, run=run, register="", keep=1,
+                weights=str(paper) if stage.kind == "heads" else config.weights,
+            ),
+            log,
+        )  # fmt: skip
+        model = with_selection(run / MODEL, run / "measured.pt", plan.model(stage.kind).selection, max(plan.counts))
     evaluate(
         EvaluateConfig(
             model=model, shards=shards.choose if stage.part == CHOOSE else shards.val, out=evaluation, gpu=config.gpu,
@@ -143,31 +157,43 @@ def run_stage(
         ),
         log,
     )  # fmt: skip
+    locate(evaluation / SECONDS).write(json.dumps(time.monotonic() - began).encode())  # of the last attempt
 
 
-def with_detections(model: Path, other: Path, top_k: int) -> Path:
-    """A model that gives so many detections an image; the model itself if it does so anyway."""
+def with_selection(model: Path, other: Path, selection: SelectionConfig, top_k: int) -> Path:
+    """A model that selects and gives so many detections in this way, which `model` itself may be."""
     checkpoint = load_model(model)
-    config = checkpoint.model.config
-    if config.selection.top_k == top_k:
+    config = replace(checkpoint.model.config, selection=replace(selection, top_k=top_k))
+    if config == checkpoint.model.config:
         return model
-    checkpoint.model.config = replace(config, selection=replace(config.selection, top_k=top_k))
+    checkpoint.model.config = config
+    locate(other.parent).make_folder()
     save_model(other, checkpoint.model, checkpoint.data, checkpoint.categories)
     return other
 
 
-def seeds_of(
-    config: StudyConfig, plan: Study, part: str, shards: StudyShards, log: Callable[[str], None]
-) -> list[Seed]:
-    """What each seed of a part says, measured where it is not yet."""
-    found = []
-    for seed in plan.choosing if part == CHOOSE else plan.confirming:
-        file = config.out / "measured" / f"{part}-{seed}.npz"
-        if not file.exists():
-            log(f"{time.strftime('%H:%M:%S')} measuring {part}-{seed}")
-            folders = {k: config.out / "evaluations" / Stage(part, seed, k).name for k in KINDS[part]}
-            truth = shards.choose if part == CHOOSE else shards.val
-            draws = config.draws if part == CONFIRM else 0
-            write_seed(file, measure(folders, truth, plan, draws))
-        found.append(read_seed(file))
-    return found
+def measured(
+    config: StudyConfig, plan: Study, part: Part, shards: Path, powers: Mapping[str, float], log: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a seed says, computed if that is not done; draws where a variant is confirmed."""
+    file = config.out / "measured" / f"{part.name}-{part.seed}.json"
+    if not file.exists():
+        log(f"{time.strftime('%H:%M:%S')} measuring {part.name}-{part.seed}")
+        folders = {kind: config.out / "evaluations" / Stage(part.name, part.seed, kind).name for kind in KINDS[part.name]}
+        value = measure(folders, shards, plan, config.draws if part.name == CONFIRM else 0, powers)
+        locate(file.parent).make_folder()
+        locate(file).write(json.dumps(value, allow_nan=False).encode())
+    return dict(json.loads(file.read_text()))
+
+
+def minutes(out: Path, stages: Sequence[Stage]) -> float:
+    """How long trainings and evaluations took, all together."""
+    files = (out / "evaluations" / stage.name / SECONDS for stage in stages)
+    return sum(json.loads(file.read_text()) for file in files) / 60
+
+
+def shown_command(config: StudyConfig) -> str:
+    """The command without the paths of this machine."""
+    given = {"--data": config.data, "--weights": config.weights}
+    options = [f" {name} {name.removeprefix('--').upper()}" for name, value in given.items() if value is not None]
+    return f"msrcnn study {config.name} --out OUT{''.join(options)}"

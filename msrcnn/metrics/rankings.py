@@ -1,4 +1,4 @@
-"""Mask AP of stored detections under any scores, without the network and without reading the masks again.
+"""Mask or box AP of stored detections under any scores, without the network and without reading the masks again.
 
 Overlaps do not depend on the ranking, so they are computed once. A ranking costs COCO's greedy matching, and a
 bootstrap's draw of its images the accumulation alone, all in numpy.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import hotcoco.mask
 import numpy as np
@@ -20,6 +21,8 @@ from msrcnn.metrics.mask_matching import LOWEST, Bools, Bucket, Floats, Group, I
 from msrcnn.metrics.ranked import RankedMasks
 from msrcnn.rows import ImageDetections, ImageTruth
 
+Regions = Sequence[Any]
+"""Masks or boxes, as hotcoco takes them."""
 MOST = 100
 """So many detections of an image and a category COCO looks at."""
 
@@ -63,18 +66,21 @@ class MaskRankings:
     and 16 to 32 an overlap of a detection that reaches IoU 0.5 with some instance of its class, but no masks.
     """
 
-    def __init__(self, categories: Sequence[tuple[int, str]], most: int = MOST) -> None:
+    def __init__(
+        self, categories: Sequence[tuple[int, str]], most: int = MOST, of: Literal["masks", "boxes"] = "masks"
+    ) -> None:
         """Takes the contiguous number and the name of every category.
 
         Args:
             categories: number and name.
             most: so many detections of an image and a category are looked at, those with the highest scores.
+            of: what overlaps; boxes give box AP.
 
         Raises:
             InputError: `most` is below 1.
         """
         require(most >= 1, "most", most, "at least 1")
-        self._most = most
+        self._most, self._boxes = most, of == "boxes"
         self._numbers = np.array(sorted(number for number, _ in categories), dtype=np.int64)
         self._instances: dict[int, Ints] = {}  # by image id [C], crowds not counted
         self._found: list[_Found] = []
@@ -95,11 +101,9 @@ class MaskRankings:
         """
         paired = pair_images(truths, detections, self._numbers, set(self._instances))
         self._refuse_other_heads(detections)
-        masks = [
-            [mask_dicts(truth.image_id, truth.height, truth.width, rles) for rles in (truth.rles, found.rles)]
-            for truth, found in paired
-        ]  # all of them read before anything is taken
-        for (truth, found), (annotated, detected) in zip(paired, masks, strict=True):
+        regions = [[self._regions(truth, rows) for rows in (truth, found)] for truth, found in paired]  # all of them
+        # are read before anything is taken
+        for (truth, found), (annotated, detected) in zip(paired, regions, strict=True):
             if not found.rles:
                 continue
             for rows, overlaps, crowd in _overlaps(truth, found, annotated, detected):
@@ -154,6 +158,13 @@ class MaskRankings:
         hit, ignored = match(prepared.buckets, by, there)
         return RankedMasks(columns.image, columns.category, by, there, hit, ignored, prepared.instances)
 
+    def _regions(self, truth: ImageTruth, of: ImageTruth | ImageDetections) -> Regions:
+        if not self._boxes:
+            return mask_dicts(truth.image_id, truth.height, truth.width, of.rles)
+        boxes = of.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
+        return boxes.tolist()
+
     def _refuse_other_heads(self, detections: Sequence[ImageDetections]) -> None:
         filled = [found for found in detections if found.rles]
         heads = [found.head_maskious.shape[1] for found in self._found[:1]] + [found.heads for found in filled]
@@ -175,7 +186,7 @@ class MaskRankings:
 
 
 def _overlaps(
-    truth: ImageTruth, found: ImageDetections, annotated: Sequence[dict], detected: Sequence[dict]
+    truth: ImageTruth, found: ImageDetections, annotated: Regions, detected: Regions
 ) -> Iterator[tuple[Ints, Floats, Bools]]:
     """Of each category the detections [n] that reach some instance, their overlaps [n, g], which are crowds [g]."""
     for category in np.intersect1d(truth.categories, found.categories):

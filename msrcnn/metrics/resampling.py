@@ -47,35 +47,53 @@ def image_draws(images: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
-def hierarchical(values: Sequence[npt.NDArray[np.float64]], points: Sequence[float], seed: int) -> Interval:
-    """The mean over training seeds, with an interval over both images and seeds.
-
-    For each draw of images as many seeds as there are are drawn with replacement, and the mean over these is taken.
-    For a difference of two methods give the differences of their values on the same draws, and of their points.
+def seed_means(values: Sequence[npt.NDArray[np.float64]], seed: int) -> npt.NDArray[np.float64]:
+    """Draws of the mean over training seeds: for each draw of images, as many seeds as there are, with replacement.
 
     The seeds' part is coarse where there are few: three give 10 different sets, of which all alike are 3 in 27, so that
-    the interval is close to the range of the seeds; and resampling S of them understates the variance among seeds by
-    (S - 1) / S. One seed has no such part: the interval is of the images alone.
+    an interval is close to the range of the seeds; and resampling S of them understates the variance among seeds by
+    (S - 1) / S. One seed has no such part: the draws are of the images alone.
 
     Args:
         values: of each of S seeds [R], the statistic on each draw of images; the same draws for all seeds.
-        points: [S], the statistic on all images.
-        seed: of the drawing of seeds, at least 0.
+        seed: of the drawing of seeds, at least 0; the same one draws the same seeds, so that ratios and differences of
+            two results are paired.
 
     Returns:
-        The mean of `points`, and the percentiles; nan where a value is nan.
+        float [R]; nan where a value is nan.
 
     Raises:
         InputError: there is no seed or draw, or the lengths differ.
     """
     require(seed >= 0, "seed", seed, "at least 0")
     lengths = {len(of_seed) for of_seed in values}
-    if len(values) != len(points) or len(lengths) != 1 or 0 in lengths:
-        raise InputError(f"values of {len(values)} seeds on {sorted(lengths)} draws and points of {len(points)}: give "
-                         "every seed's values on the same draws, and its point")  # fmt: skip
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(f"values of {len(values)} seeds on {sorted(lengths)} draws: give every seed's values on the "
+                         "same draws")  # fmt: skip
     by_seed = np.stack([np.asarray(of_seed, dtype=np.float64) for of_seed in values])  # [S, R]
     seeds, draws = by_seed.shape
     drawn = np.random.default_rng(seed).integers(seeds, size=(seeds, draws))  # [S, R]
-    means = np.take_along_axis(by_seed, drawn, axis=0).mean(axis=0)  # [R]
+    return np.take_along_axis(by_seed, drawn, axis=0).mean(axis=0)  # [R]
+
+
+def hierarchical(values: Sequence[npt.NDArray[np.float64]], points: Sequence[float], seed: int) -> Interval:
+    """The mean over training seeds, with an interval over both images and seeds.
+
+    For a difference of two methods give the differences of their values on the same draws, and of their points.
+
+    Args:
+        values: as `seed_means` takes them.
+        points: [S], the statistic on all images.
+        seed: of the drawing of seeds, at least 0.
+
+    Returns:
+        The mean of `points`, and the percentiles of `seed_means`; nan where a value is nan.
+
+    Raises:
+        InputError: there is no seed or draw, or the lengths differ.
+    """
+    means = seed_means(values, seed)
+    if len(points) != len(values):
+        raise InputError(f"values of {len(values)} seeds and points of {len(points)}: give every seed's point")
     low, high = np.percentile(means, LEVELS)
     return Interval(float(np.mean(points)), float(low), float(high))

@@ -223,3 +223,14 @@ def test_a_draw_costs_far_less_than_a_ranking(make_scene):
     begin = time.perf_counter()
     ranked.aps(draws)
     assert (time.perf_counter() - begin) / len(draws) < ranking / 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_equal_hotcoco(make_scene, seed):
+    truths, detections = crowded(make_scene, seed)
+    ap = CocoAP(CATEGORIES)
+    ap.update(truths, detections)
+    box = ap.summarise(bootstrap=0).box
+    rankings = MaskRankings(CATEGORIES, of="boxes")
+    rankings.update(truths, detections)
+    _same(rankings.rank(rankings.columns.class_scores).ap(), [box[name] for name in ("AP", "AP50", "AP75")])
