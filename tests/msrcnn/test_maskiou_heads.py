@@ -13,11 +13,12 @@ from torch import Tensor
 from torch._dynamo import config as compiler
 from torch._dynamo.utils import counters
 
-from msrcnn import maskiou_heads, maskiou_targets
+from msrcnn import maskiou_targets
 from msrcnn.compiling import compile_parts
 from msrcnn.config import DataConfig, MaskIoUConfig, ModelConfig, RPNConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.maskiou_heads import loss_names
+from msrcnn.pooling import PyramidPooler
 from msrcnn.pretrained import load_weights
 from msrcnn.solver import clip_gradients, guarded_step, make_optimizer
 from msrcnn.weights import load_model, save_model
@@ -191,13 +192,10 @@ def test_what_is_the_same_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(module, name, lambda *a, inner=inner, name=name: calls.append(name) or inner(*a))
     model = make_model(MANY)
     pooled: list[int] = []
-    whole = maskiou_heads.predictions
-    monkeypatch.setattr(
-        "msrcnn.detector.predictions",
-        lambda heads, pool, *a: whole(heads, lambda size: pooled.append(size) or pool(size), *a),
-    )
+    pool = PyramidPooler.__call__
+    monkeypatch.setattr(PyramidPooler, "__call__", lambda *a: pooled.append(a[-1]) or pool(*a))
     losses_of(model, batch_of("all", "all"))
-    assert sorted(pooled) == [14, 28]
+    assert sorted(pooled) == [7, 14, 28]  # box head, mask head, input (d)
     assert calls.count("_other_classes") == 1
     own = [name for name in calls if name == "_maskiou"]
     calls.clear()
