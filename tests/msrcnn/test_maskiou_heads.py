@@ -214,17 +214,39 @@ def without_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_code")
-def test_compiled_heads_have_the_same_losses() -> None:
+@pytest.mark.parametrize(
+    "more", [(), ("rois=both", "rois=detections,evidence=true", "loss=bce")], ids=["paper", "more"]
+)
+def test_compiled_heads_have_the_same_losses(more: tuple[str, ...]) -> None:
     """All of them are compiled, though they run the same code in more forms than torch compiles by default."""
-    plain, model = make_model(MANY), make_model(MANY)
+    config = dataclasses.replace(MANY, heads=(*HEADS, *more))
+    plain, model = make_model(config), make_model(config)
     compile_parts(model)
     for keep in (("all", "all"), ("none", "all"), ("all", "crowds")):
         losses, want = losses_of(model, batch_of(*keep)), losses_of(plain, batch_of(*keep))
         for name, loss in losses.items():
             torch.testing.assert_close(loss, want[name])
     detections_of(model, batch_of("all", "all", training=False))
-    assert sum(m._compiled_call_impl is not None for m in model.modules()) == 4 + len(NUMBERS)
+    assert sum(m._compiled_call_impl is not None for m in model.modules()) == 4 + len(NUMBERS) + len(more)
     assert counters["frames"]["ok"] == counters["frames"]["total"] > 8
+
+
+def test_files_hold_heads_beyond_the_paper(tmp_path: Path) -> None:
+    """Heads of other shapes find their own weights, and one without weights takes no place."""
+    heads = ("input=none", "evidence=true", "rois=detections,tau=-1.0")
+    many, categories = make_model(dataclasses.replace(CONFIG, heads=heads)), [(1, 1, "a"), (2, 2, "b"), (3, 3, "c")]
+    save_model(tmp_path / "model.pt", many, DataConfig(), categories)
+    assert load_model(tmp_path / "model.pt").model.config.heads == (*heads[:2], "tau=-1.0,rois=detections")
+    torch.manual_seed(5)
+    other = MaskScoringRCNN(dataclasses.replace(
+        CONFIG, maskiou=MaskIoUConfig(input="none"), heads=("input=a,evidence=true", "input=a,tau=-1,rois=detections"),
+    ))  # fmt: skip
+    report = load_weights(other, str(tmp_path / "model.pt"), ["a", "b", "c"])
+    assert report.missing == ()
+    for mine, theirs in ((0, 1), (1, 2)):
+        pairs = zip(other.heads[mine].parameters(), many.heads[theirs].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert {name.partition(": ")[2].partition(".")[0] for name in report.left_over} <= {"maskiou"}
 
 
 def test_files_hold_the_heads(tmp_path: Path) -> None:
