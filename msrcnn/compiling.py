@@ -19,5 +19,5 @@ def compile_parts(model: MaskScoringRCNN) -> None:
     for part in (model.backbone, model.rpn.head, model.box, model.mask, *heads):
         part.compile()
     # MaskIoU heads run the same code, each design with graphs of its own; past the limit code is not compiled at all.
-    designs = len({head.design for head in heads})
+    designs = len({(head.design, head.evidence) for head in heads})
     config.recompile_limit = max(config.recompile_limit, GRAPHS * designs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from msrcnn.errors import InputError, require
-from msrcnn.maskiou_config import MaskIoUConfig, check_heads
+from msrcnn.maskiou_config import MaskIoUConfig, RoIKind, check_heads
 from msrcnn.maskiou_config import MaskIoUInput as MaskIoUInput
 from msrcnn.maskiou_config import MaskIoUTarget as MaskIoUTarget
 
@@ -156,6 +156,12 @@ class ModelConfig:
             "True with model.trained = 'maskiou', which trains that head alone",
         )
         require(
+            self.trained == "all" or any(head.learns for head in self.all_heads),
+            "maskiou.input",
+            self.maskiou.input,
+            "a, b, c, d, e or f with model.trained = 'maskiou', where nothing else learns",
+        )
+        require(
             self.norm in ("frozen_bn", "sync_bn", "group_norm"),
             "model.norm",
             self.norm,
@@ -214,6 +220,15 @@ class ModelConfig:
     def all_heads(self) -> tuple[MaskIoUConfig, ...]:
         """That of `maskiou`, then those of `heads`."""
         return self.maskiou, *(self.maskiou.variant(name) for name in self.heads)
+
+    @property
+    def trained_on(self) -> set[RoIKind]:
+        """The kinds of RoIs that train MaskIoU heads; none in a Mask R-CNN."""
+        return {kind for head in self.all_heads for kind in head.trained_on}
+
+    def reads_evidence(self, kind: RoIKind | None = None) -> bool:
+        """Whether a MaskIoU head, of those that train on RoIs of this kind, reads evidence."""
+        return any(head.evidence and (kind in head.trained_on if kind else head.learns) for head in self.all_heads)
 
 
 @dataclass(frozen=True)

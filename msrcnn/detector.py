@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from msrcnn.box_head import WEIGHTS, BoxHead, Res5BoxHead, box_losses, class_sco
 from msrcnn.boxes import clip, compact, decode
 from msrcnn.config import ModelConfig
 from msrcnn.mask_head import MaskHead, Res5MaskHead, mask_loss, of_class
-from msrcnn.maskiou_head import MaskIoUHead
-from msrcnn.maskiou_heads import head_losses, loss_names, make_heads, predictions
-from msrcnn.maskiou_targets import MatchedRoIs, true_maskious
+from msrcnn.maskiou_config import RoIKind
+from msrcnn.maskiou_head import evidence_of
+from msrcnn.maskiou_heads import AnyHead, HeadInputs, RoISet, head_losses, make_heads, maskious_of
+from msrcnn.maskiou_targets import MatchedRoIs, true_maskious, true_maskious_of_detections
 from msrcnn.masks import sample_on_rois
 from msrcnn.pooling import PyramidPooler
 from msrcnn.proposals import Proposals, RegionProposals
@@ -64,11 +66,21 @@ class SharedFeatures(NamedTuple):
         return RoIFeatures(*(x[row] for x in self.features))
 
 
+class MaskedRoIs(NamedTuple):
+    """RoIs in one list, and what the mask head makes of them."""
+
+    rois: MatchedRoIs
+    features: RoIFeatures  # as the mask head reads them
+    masks: Tensor  # [N, K, M, M], logits of all classes
+    logits: Tensor  # [N, M, M], those of the RoI's own class
+
+
 class MaskScoringRCNN(nn.Module):
     """The detector. Called with a batch in training mode it returns losses, in testing mode detections.
 
     Attributes:
-        maskiou: the MaskIoU head; None where the configuration leaves it out, which makes this a Mask R-CNN.
+        maskiou: the MaskIoU head, or the `NoHead` that stands for it; None where the configuration leaves it out, which
+            makes this a Mask R-CNN.
         heads: the further MaskIoU heads of `ModelConfig.heads`. With any, no gradient of a MaskIoU head leaves it.
     """
 
@@ -86,7 +98,7 @@ class MaskScoringRCNN(nn.Module):
         else:
             self.box = BoxHead(channels, config.hidden, classes)
             self.mask = MaskHead(channels, classes)
-        self.maskiou: MaskIoUHead | None = None
+        self.maskiou: AnyHead | None = None
         self.heads = nn.ModuleList()
         if config.maskiou.enabled:  # the last parts, so that the same seed gives the others the same initial weights
             self.maskiou, *further = make_heads(config, channels, self.mask.mask_size)
@@ -99,7 +111,7 @@ class MaskScoringRCNN(nn.Module):
         """The parts that are not trained at all: all but the MaskIoU heads where these are calibrated."""
         return [self.backbone, self.rpn, self.box, self.mask] if self.config.trained == "maskiou" else []
 
-    def maskiou_heads(self) -> list[MaskIoUHead]:
+    def maskiou_heads(self) -> list[AnyHead]:
         """All MaskIoU heads, that of `ModelConfig.maskiou` first; none in a Mask R-CNN."""
         return [] if self.maskiou is None else [self.maskiou, *self.heads]
 
@@ -130,12 +142,14 @@ class MaskScoringRCNN(nn.Module):
             return self.detect(pooler, proposals, batch)
         assert batch.targets is not None, "training needs targets"
         rois = self.sample_rois(proposals, batch.targets, batch.draws)
-        if self.config.trained == "maskiou":  # neither the RPN's losses nor the box head serve what trains
-            found = self.mask_losses(pooler, batch, batch.targets, rois, None)
-            return {name: found[name] for name in loss_names(self.config)}
-        losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.draws)
-        box_losses, shared = self.box_losses(pooler, batch.targets, rois)
-        return losses | box_losses | self.mask_losses(pooler, batch, batch.targets, rois, shared)
+        losses: dict[str, Tensor] = {}
+        shared = None
+        if self.config.trained == "all":  # else neither the RPN's losses nor the box head serve what trains
+            losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.draws)
+            of_boxes, shared = self.box_losses(pooler, batch.targets, rois)
+            losses |= of_boxes
+        # A pass without gradient comes last: what autocast keeps of the weights in the first serves the others.
+        return losses | self.mask_losses(pooler, batch, batch.targets, proposals, rois, shared)
 
     def roi_features(self, pooler: PyramidPooler, image: Tensor, boxes: Tensor, size: int) -> RoIFeatures:
         """RoI features of boxes [N, 4] in images `image` [N], `size` bins along each side."""
@@ -184,58 +198,101 @@ class MaskScoringRCNN(nn.Module):
         return losses, SharedFeatures(features, row)
 
     def mask_losses(
-        self, pooler: PyramidPooler, batch: Batch, targets: Targets, rois: SampledRoIs, shared: SharedFeatures | None
-    ) -> dict[str, Tensor]:
-        """Losses of the mask and MaskIoU heads over the positive RoIs, which fill the first slots of [B, S].
+        self, pooler: PyramidPooler, batch: Batch, targets: Targets, proposals: Proposals, rois: SampledRoIs,
+        shared: SharedFeatures | None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Losses of the mask head, unless it is finished, and of the MaskIoU heads."""
+        kinds = self.config.trained_on
+        losses: dict[str, Tensor] = {}
+        sets: dict[RoIKind, RoISet] = {}
+        others = any(head.learns and head.target != 1 for head in self.config.all_heads)
+        if self.config.trained == "all" or "proposals" in kinds:
+            found = self.positive_rois(pooler, rois, shared)
+            coverage = self.coverage(found, batch, targets)
+            if self.config.trained == "all":
+                losses["mask"] = mask_loss(found.logits, (coverage >= 0.5).float(), found.rois.labels > 0)
+            if "proposals" in kinds:
+                scores = self.own_scores(pooler, found) if self.config.reads_evidence("proposals") else None
+                true = true_maskious(found.masks, coverage, found.rois, batch, targets, others)
+                sets["proposals"] = RoISet(self.head_inputs(pooler, found, scores, batch), found.rois, true)
+        if "detections" in kinds:
+            with torch.no_grad():
+                selected = self.select(pooler, proposals, batch)
+            with torch.no_grad() if self.heads else nullcontext():
+                found, scores, _ = self.selected_rois(pooler, selected)
+            true = true_maskious_of_detections(found.masks, found.rois, batch, targets, others)
+            sets["detections"] = RoISet(self.head_inputs(pooler, found, scores, batch), found.rois, true)
+        return losses | head_losses(self.config, self.maskiou_heads(), sets) if sets else losses
 
-        Without a MaskIoU head that of the mask head alone.
-        """
+    def positive_rois(self, pooler: PyramidPooler, rois: SampledRoIs, shared: SharedFeatures | None) -> MaskedRoIs:
+        """The positive RoIs, which fill the first slots of [B, S], in one list."""
         images, all_slots = rois.labels.shape
         slots = min(all_slots, self.config.roi.positive_samples)
         boxes, labels, instances, _ = (flat(x[:, :slots]) for x in rois)
         index = image_index(images, slots, boxes.device)
         where = torch.arange(images * all_slots, device=index.device).view(images, all_slots)  # [B, S]
-        positive, roi, label, slot, image, where = compact(
-            labels > 0, boxes, labels, instances, index, flat(where[:, :slots])
-        )
-        if shared is None:
-            features = self.roi_features(pooler, image, roi, self.mask.size)
-        else:
-            features = shared.of(where)
-        masks = self.mask(features.deep)  # logits [N, K, M, M]
-        logits = of_class(masks, label)  # [N, M, M]
+        _, roi, label, slot, image, where = compact(labels > 0, boxes, labels, instances, index, flat(where[:, :slots]))
+        features = self.roi_features(pooler, image, roi, self.mask.size) if shared is None else shared.of(where)
+        return self.with_masks(MatchedRoIs(roi, label, slot, image), features)
+
+    def coverage(self, found: MaskedRoIs, batch: Batch, targets: Targets) -> Tensor:
+        """How much of each bin of the RoIs' masks their instances cover, float [N, M, M]."""
         if targets.labels.shape[1] == 0:  # not an instance in the whole batch
-            coverage = torch.zeros_like(logits)
-        else:
-            coverage = sample_on_rois(targets.masks, batch, image, slot, roi, self.mask.mask_size)
-        losses = {"mask": mask_loss(logits, (coverage >= 0.5).float(), positive)}
-        if self.maskiou is None:
-            return losses
-        matched = MatchedRoIs(roi, label, slot, image)
-        others = any(head.target != 1 for head in self.config.all_heads)
-        true = true_maskious(masks, coverage, matched, batch, targets, others)
-        # No stop-gradient: the loss of a single head reaches features and mask through its input (the paper, Fig. 3).
-        predicted = self.predicted_maskious(pooler, features, image, roi, logits, masks)
-        return losses | head_losses(self.config, predicted, true, matched)
+            return torch.zeros_like(found.logits)
+        rois = found.rois
+        return sample_on_rois(targets.masks, batch, rois.images, rois.instances, rois.boxes, self.mask.mask_size)
 
-    def predicted_maskious(
-        self, pooler: PyramidPooler, features: RoIFeatures, image: Tensor, boxes: Tensor, logits: Tensor, masks: Tensor
-    ) -> list[Tensor]:
-        """What each MaskIoU head predicts for RoIs, [N, K] each.
+    @torch.no_grad()
+    def own_scores(self, pooler: PyramidPooler, found: MaskedRoIs) -> Tensor:
+        """The class score of each RoI's own class, float [N]."""
+        rois, features = found.rois, found.features
+        if self.box.size != self.mask.size:
+            features = self.roi_features(pooler, rois.images, rois.boxes, self.box.size)
+        scores = class_scores(self.box(features.deep)[0])  # [N, K]
+        return scores.gather(1, (rois.labels - 1).clamp(min=0)[:, None]).squeeze(1)  # [N, 1] -> [N]
 
-        It reads the mask head's features, or pooled again at a higher resolution (input (d)).
+    # Both
+
+    def with_masks(self, rois: MatchedRoIs, features: RoIFeatures) -> MaskedRoIs:
+        """RoIs with their masks."""
+        masks = self.mask(features.deep)  # logits [N, K, M, M]
+        return MaskedRoIs(rois, features, masks, of_class(masks, rois.labels))
+
+    def selected_rois(self, pooler: PyramidPooler, selected: Selected) -> tuple[MaskedRoIs, Tensor, Tensor]:
+        """Selected detections [B, D] in one list with their masks, their class scores [N], and where in B * D each was.
+
+        Best class score first in each image; label 0 in a slot that holds none.
+        """
+        images, slots = selected.labels.shape
+        index = image_index(images, slots, selected.boxes.device)
+        where = torch.arange(images * slots, device=index.device)
+        used, roi, label, score, image, where = compact(
+            flat(selected.valid), flat(selected.boxes), flat(selected.labels), flat(selected.scores), index, where
+        )
+        features = self.roi_features(pooler, image, roi, self.mask.size)
+        rois = MatchedRoIs(roi, label.where(used, 0), torch.zeros_like(label), image)
+        return self.with_masks(rois, features), score, where
+
+    def head_inputs(self, pooler: PyramidPooler, found: MaskedRoIs, scores: Tensor | None, batch: Batch) -> HeadInputs:
+        """What the MaskIoU heads read of RoIs: the mask head's features, or pooled again for input (d).
 
         Args:
-            pooler, image, boxes: as `roi_features` takes them.
-            features: the mask head's.
-            logits: [N, M, M], mask logits of the target class.
-            masks: [N, K, M, M], those of all classes.
+            pooler: as `roi_features` takes it.
+            found: the RoIs.
+            scores: [N], class scores; None if no head reads them.
+            batch: the images' geometry.
         """
+        rois = found.rois
 
         def pool(size: int) -> Tensor:
-            return features.pooled if size == self.mask.size else pooler(image, boxes, size)  # [N, C, size, size]
+            if size == self.mask.size:
+                return found.features.pooled
+            return pooler(rois.images, rois.boxes, size)  # [N, C, size, size]
 
-        return predictions(self.maskiou_heads(), pool, logits, masks)
+        evidence = None
+        if scores is not None and self.config.reads_evidence():
+            evidence = evidence_of(found.logits, scores, rois.boxes, batch.sizes[rois.images])
+        return HeadInputs(pool, found.logits, found.masks, evidence)
 
     # Testing
 
@@ -244,24 +301,16 @@ class MaskScoringRCNN(nn.Module):
         """Proposals to detections: box head, SoftNMS, then masks and their scores for what is left."""
         selected = self.select(pooler, proposals, batch)
         images, slots = selected.labels.shape
-        index = image_index(images, slots, selected.boxes.device)
-        where = torch.arange(images * slots, device=index.device)
-        _, roi, label, image, where = compact(
-            flat(selected.valid), flat(selected.boxes), flat(selected.labels), index, where
-        )
-        features = self.roi_features(pooler, image, roi, self.mask.size)
-        all_masks = self.mask(features.deep)  # logits [N, K, M, M]
-        logits = of_class(all_masks, label)  # [N, M, M]
-        probability = logits.float().sigmoid()  # [N, M, M]
+        found, scores, where = self.selected_rois(pooler, selected)
+        probability = found.logits.float().sigmoid()  # [N, M, M]
         side = self.mask.mask_size
         masks = probability.new_zeros(images * slots, side, side).index_copy(0, where, probability)
         if self.maskiou is None:  # a mask score is then the class score
             maskious = torch.ones_like(selected.scores)[..., None]  # [B, D, 1]
         else:
-            found = self.predicted_maskious(pooler, features, image, roi, logits, all_masks)
-            of_label = (label - 1)[:, None]  # [N, 1]
-            iou = torch.cat([values.float().gather(1, of_label) for values in found], 1)  # [N, 1 + V]
-            maskious = iou.new_zeros(images * slots, len(found)).index_copy(0, where, iou)
+            inputs = self.head_inputs(pooler, found, scores, batch)
+            iou = maskious_of(self.config, self.maskiou_heads(), inputs, found.rois.labels)  # [N, 1 + V]
+            maskious = iou.new_zeros(images * slots, iou.shape[1]).index_copy(0, where, iou)
             maskious = maskious.view(images, slots, -1)  # [B * D, 1 + V] -> [B, D, 1 + V]
         return Detections(
             selected.boxes,

@@ -16,35 +16,82 @@ MaskIoUInput = Literal["a", "b", "c", "d", "e", "f"]
 """Designs of the MaskIoU head's input by the letters of Table 4 and Fig. 4."""
 MaskIoUTarget = Literal[1, 2, 3]
 """Training targets of the MaskIoU head by the numbers of Table 5."""
-VARIED: dict[str, Callable[[str], Any]] = {"input": str, "target": int, "tau": float, "weight": float}
+RoIKind = Literal["proposals", "detections"]
+"""Where RoIs that train a MaskIoU head come from."""
+MaskIoULoss = Literal["l2", "l1", "bce"]
+"""Losses of a MaskIoU head; the first is the paper's."""
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+VARIED: dict[str, Callable[[str], Any]] = {
+    "input": str, "target": int, "tau": float, "weight": float, "rois": str, "unmatched": str, "loss": str,
+    "balanced": _yes_or_no, "evidence": _yes_or_no,
+}  # fmt: skip
 """The fields in which further heads may differ, and what their values are read as."""
 FORM = "FIELD=VALUE,... of the fields " + ", ".join(VARIED) + ", as input=b or input=b,tau=0.3"
 
 
 @dataclass(frozen=True)
 class MaskIoUConfig:
-    """The MaskIoU head and its training (the paper, sections 3.2 and 4.3)."""
+    """The MaskIoU head and its training: the paper, sections 3.2 and 4.3, and from `rois` on what goes beyond it."""
 
     enabled: bool = True
     """False leaves the head out: Mask R-CNN, the paper's baseline (Tables 1, 2, 4 and 5), whose masks are ranked by
     class score"""
-    input: MaskIoUInput = "a"
+    input: Literal[MaskIoUInput, "none"] = "a"
     """what the head sees, by the letter of Table 4 and Fig. 4. a: the target class's mask concatenated with the RoI
     feature; b: the two multiplied; c: the masks of all classes with the RoI feature; d: as a, mask and RoI feature at
-    28x28 instead of 14x14; e: the target class's mask only; f: the RoI feature only"""
+    28x28 instead of 14x14; e: the target class's mask only; f: the RoI feature only. none, not in the paper: nothing is
+    learnt, and the mean foreground probability of the mask stands for its MaskIoU"""
     target: MaskIoUTarget = 1
     """which classes of a RoI are learnt, by the number in Table 5. 1: that of its instance; 2: all, absent ones
-    regress to 0; 3: all that are present in the RoI"""
+    regress to 0; 3: all that are present in the RoI. A detection's own class is the predicted one"""
     tau: float = 0.0
-    """train on RoIs whose MaskIoU is strictly above this (Table 6)"""
+    """train on RoIs whose MaskIoU is strictly above this (Table 6); -1 trains on all, also where it is 0"""
     weight: float = 1.0
     """weight of the MaskIoU loss"""
+    rois: Literal[RoIKind, "both"] = "proposals"
+    """RoIs that train the head. proposals: the positive ones among the sampled RoIs, as in the paper; detections: what
+    the detector finds in the training image with its present weights, as in testing; both: the union"""
+    unmatched: Literal["best", "zero"] = "best"
+    """target of a detection that is no match. best: its highest MaskIoU with an instance of its class, as everywhere;
+    zero: 0 where that is below 0.5 or a detection with a better class score has that instance already. tau looks at
+    this target, so zero wants tau=-1"""
+    loss: MaskIoULoss = "l2"
+    """l2: half the squared error, as in the paper; l1: the absolute error; bce: binary cross-entropy with the MaskIoU
+    as a soft label, for which the head's output is a logit"""
+    balanced: bool = False
+    """weigh the RoIs so that each tenth of the true MaskIoU, 0 to 0.1 and so on, has the same weight in a batch"""
+    evidence: bool = False
+    """let the first fully connected layer also see four numbers: mean foreground probability and sharpness of the mask,
+    class score, and log of the box's share of the image"""
 
     def __post_init__(self) -> None:
-        require(self.input in get_args(MaskIoUInput), "maskiou.input", self.input, "a, b, c, d, e or f (Table 4)")
+        inputs = (*get_args(MaskIoUInput), "none")
+        require(self.input in inputs, "maskiou.input", self.input, "a, b, c, d, e or f (Table 4), or none")
         require(self.target in get_args(MaskIoUTarget), "maskiou.target", self.target, "1, 2 or 3 (Table 5)")
-        require(0 <= self.tau < 1, "maskiou.tau", self.tau, "in [0, 1)")
+        require(-1 <= self.tau < 1, "maskiou.tau", self.tau, "in [-1, 1)")
         require(self.weight >= 0, "maskiou.weight", self.weight, "0 or more")
+        require(self.rois in (*get_args(RoIKind), "both"), "maskiou.rois", self.rois, "proposals, detections or both")
+        require(self.unmatched in ("best", "zero"), "maskiou.unmatched", self.unmatched, "best or zero")
+        require(self.loss in get_args(MaskIoULoss), "maskiou.loss", self.loss, "l2, l1 or bce")
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a head with weights, that trains."""
+        return self.enabled and self.input != "none"
+
+    @property
+    def trained_on(self) -> tuple[RoIKind, ...]:
+        """The kinds of RoIs that train the head; none without one."""
+        if not self.learns:
+            return ()
+        return ("proposals", "detections") if self.rois == "both" else (self.rois,)
 
     def variant(self, text: str) -> MaskIoUConfig:
         """The head that differs from this one in what `text` says, as "input=b,tau=0.3".
@@ -59,7 +106,8 @@ class MaskIoUConfig:
             try:
                 values[name] = VARIED[name](value)
             except ValueError:
-                require(False, "model.heads", text, f"{name}= and a number")
+                accepted = "true or false" if VARIED[name] is _yes_or_no else "a number"
+                require(False, "model.heads", text, f"{name}= and {accepted}")
         try:
             return dataclasses.replace(self, **values)
         except InputError as error:
@@ -67,8 +115,12 @@ class MaskIoUConfig:
 
     def name_of(self, other: MaskIoUConfig) -> str:
         """The text by which `variant` gives `other`, its fields in their order here; empty for this head itself."""
+
+        def written(value: Any) -> str:
+            return str(value).lower() if isinstance(value, bool) else str(value)
+
         return ",".join(
-            f"{name}={getattr(other, name)}" for name in VARIED if getattr(other, name) != getattr(self, name)
+            f"{name}={written(getattr(other, name))}" for name in VARIED if getattr(other, name) != getattr(self, name)
         )
 
 

@@ -6,13 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msrcnn.boxes import area
 from msrcnn.config import MaskIoUInput
 from msrcnn.mask_head import SIZE
+from msrcnn.maskiou_config import MaskIoULoss
 
 STRIDES = (1, 1, 1, 2)
 """Of the four convolutions: 14x14 becomes 7x7."""
 HIGH_RESOLUTION_STRIDES = (2, 1, 1, 2)
 """The same for input (d): 28x28 becomes 7x7."""
+EVIDENCE = 4
+"""Numbers of `evidence_of` a RoI."""
+BALANCED_BINS = 10
+"""Of the true MaskIoU, which weigh the same in balanced training."""
 
 
 class MaskIoUHead(nn.Module):
@@ -31,6 +37,7 @@ class MaskIoUHead(nn.Module):
         features: channels of the RoI feature.
         channels: of the head's convolutions.
         mask_size: side of the masks, 28 or 14.
+        evidence: whether the first fully connected layer sees `evidence_of` the RoIs besides (not in the paper).
 
     Attributes:
         size: bins along each side of the RoI feature that the head takes: 28 for (d), else 14.
@@ -38,10 +45,10 @@ class MaskIoUHead(nn.Module):
 
     def __init__(
         self, features: int, channels: int, hidden: int, num_classes: int, design: MaskIoUInput = "a",
-        mask_size: int = 2 * SIZE,
+        mask_size: int = 2 * SIZE, evidence: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.design = design
+        self.design, self.evidence = design, evidence
         self.size = mask_size if design == "d" else SIZE
         mask_channels = {"b": 0, "c": num_classes, "f": 0}.get(design, 1)  # (b) multiplies it into the feature
         first = mask_channels + (0 if design == "e" else features)
@@ -50,7 +57,7 @@ class MaskIoUHead(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, padding=1, stride=s) for i, o, s in zip(widths, widths[1:], strides, strict=False)
         )
-        self.fc1 = nn.Linear(channels * (SIZE // 2) ** 2, hidden)
+        self.fc1 = nn.Linear(channels * (SIZE // 2) ** 2 + (EVIDENCE if evidence else 0), hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.iou = nn.Linear(hidden, num_classes)
         for conv in self.convs:
@@ -83,25 +90,112 @@ class MaskIoUHead(nn.Module):
             return masks
         return features * masks if self.design == "b" else torch.cat([features, masks], dim=1)
 
-    def forward(self, features: Tensor, target: Tensor, masks: Tensor) -> Tensor:
-        """Predicted MaskIoU of each class [N, K] from what `fuse` takes."""
+    def forward(self, features: Tensor, target: Tensor, masks: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Predicted MaskIoU of each class [N, K], or its logit if the loss is bce.
+
+        Args:
+            features, target, masks: what `fuse` takes.
+            evidence: [N, 4] of `evidence_of`, read where the head is made for it.
+        """
         x = self.fuse(features, target, masks)
         for conv in self.convs:
             x = F.relu(conv(x))
-        x = F.relu(self.fc1(x.flatten(1)))  # [N, C, 7, 7] -> [N, C * 49] -> [N, hidden]
+        x = x.flatten(1)  # [N, C, 7, 7] -> [N, C * 49]
+        if self.evidence:
+            assert evidence is not None, "a head with evidence needs it"
+            x = torch.cat([x, evidence.to(x.dtype)], dim=1)  # [N, C * 49 + 4]
+        x = F.relu(self.fc1(x))  # [N, hidden]
         return self.iou(F.relu(self.fc2(x)))
 
 
-def maskiou_loss(predicted: Tensor, target: Tensor, trained: Tensor) -> Tensor:
-    """Half the squared error of the classes that train, summed over a RoI's classes, mean over the RoIs that train.
+class NoHead(nn.Module):
+    """In the place of a MaskIoU head: the mean foreground probability as MaskIoU. It has no weights.
 
-    With one class a RoI (target #1) this is the paper's l2 loss. For several the paper is silent; the sum gives the
-    ground-truth class the same weight in #1, #2 and #3, whatever the other classes add.
+    Attributes:
+        size: as that of a MaskIoU head; the RoI feature is not read.
+    """
+
+    design, evidence = "none", False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.size = SIZE
+
+    def forward(
+        self,
+        features: Tensor,  # noqa: ARG002  # called as a MaskIoU head
+        target: Tensor,
+        masks: Tensor,  # noqa: ARG002
+        evidence: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """The value of the target class's mask in the place of each class [N, K]; arguments as a MaskIoU head's."""
+        return foreground_probability(target)[:, None].expand(-1, self.num_classes)  # [N] -> [N, K]
+
+
+def foreground_probability(logits: Tensor) -> Tensor:
+    """Mean probability of the bins of masks [N, M, M] that are foreground, probability > 0.5; 0 without any. [N]."""
+    logits = logits.float().flatten(1)  # [N, M * M]
+    inside = logits > 0
+    return logits.sigmoid().where(inside, 0).sum(1) / inside.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def evidence_of(logits: Tensor, scores: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Four numbers about each RoI that tell of its mask's quality beside what the convolutions see; float [N, 4].
+
+    Mean foreground probability; sharpness, the mean of |2p - 1|; class score; log of the box's share of the image.
 
     Args:
-        predicted: [N, K].
+        logits: [N, M, M], mask logits of the target class.
+        scores: [N], class scores.
+        boxes: [N, 4] in network pixels.
+        sizes: [N, 2], height and width of each RoI's image in network pixels.
+    """
+    sharpness = (2 * logits.float().sigmoid() - 1).abs().flatten(1).mean(1)  # [N]
+    share = area(boxes) / sizes.prod(1)
+    columns = [foreground_probability(logits), sharpness, scores.float(), share.clamp(min=1e-6).log()]
+    return torch.stack(columns, dim=1)
+
+
+def maskiou_loss(
+    predicted: Tensor, target: Tensor, trained: Tensor, kind: MaskIoULoss = "l2", weights: Tensor | None = None
+) -> Tensor:
+    """Loss of the classes that train, summed over a RoI's classes, mean over the RoIs that train.
+
+    With one class a RoI (target #1) and l2, half the squared error, this is the paper's loss. For several classes the
+    paper is silent; the sum gives the ground-truth class the same weight in #1, #2 and #3, whatever the others add.
+
+    Args:
+        predicted: [N, K], for bce logits.
         target: float [N, K], true MaskIoU; no gradient flows into it.
         trained: bool [N, K], False wherever nothing is learnt.
+        kind: l2, l1 (the absolute error) or bce (binary cross-entropy).
+        weights: float [N], of the RoIs, as `balancing_weights`; 1 without.
     """
-    error = (predicted.float() - target.detach()).square()
-    return 0.5 * error.where(trained, 0).sum() / trained.any(1).sum().clamp(min=1)
+    predicted, target = predicted.float(), target.detach()
+    if kind == "bce":
+        error = F.binary_cross_entropy_with_logits(predicted, target, reduction="none")
+    else:
+        error = predicted - target
+        error = error.abs() if kind == "l1" else 0.5 * error.square()
+    if weights is not None:
+        error = error * weights[:, None]
+    return error.where(trained, 0).sum() / trained.any(1).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def balancing_weights(maskious: Tensor, trained: Tensor) -> Tensor:
+    """Weights of RoIs under which each bin of the true MaskIoU that is not empty weighs the same.
+
+    Args:
+        maskious: float [N], in [0, 1].
+        trained: bool [N].
+
+    Returns:
+        float [N], mean 1 over the RoIs that train; 0 for others.
+    """
+    bins = (maskious * BALANCED_BINS).long().clamp(0, BALANCED_BINS - 1)
+    counts = torch.zeros(BALANCED_BINS, device=maskious.device).index_add(0, bins, trained.float())
+    filled = (counts > 0).sum().clamp(min=1)
+    return (trained.sum() / (filled * counts.clamp(min=1)[bins])).where(trained, 0)

@@ -9,18 +9,51 @@ does so here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from msrcnn.config import ModelConfig
-from msrcnn.maskiou_config import MaskIoUConfig, loss_name
-from msrcnn.maskiou_head import MaskIoUHead, maskiou_loss
-from msrcnn.maskiou_targets import MatchedRoIs, TrueMaskIoUs, targets_of
+from msrcnn.maskiou_config import MaskIoUConfig, RoIKind, loss_name
+from msrcnn.maskiou_head import MaskIoUHead, NoHead, balancing_weights, maskiou_loss
+from msrcnn.maskiou_targets import MaskIoUTargets, MatchedRoIs, TrueMaskIoUs, targets_of
+
+AnyHead = MaskIoUHead | NoHead
 
 
-def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[MaskIoUHead]:
+@dataclass(frozen=True)
+class HeadInputs:
+    """What MaskIoU heads read of N RoIs."""
+
+    pool: Callable[[int], Tensor]  # gives the RoI features [N, C, size, size] of a size
+    logits: Tensor  # [N, M, M], mask logits of the target class
+    masks: Tensor  # [N, K, M, M], mask logits of all classes
+    evidence: Tensor | None  # float [N, 4] of `evidence_of`; None where no head reads it
+
+    def apart(self) -> HeadInputs:
+        """The same for several heads: it passes no gradient on, and features of a size are pooled once."""
+
+        @cache
+        def pool(size: int) -> Tensor:
+            with torch.no_grad():
+                return self.pool(size).detach()
+
+        return HeadInputs(pool, self.logits.detach(), self.masks.detach(), self.evidence)
+
+
+@dataclass(frozen=True)
+class RoISet:
+    """RoIs of one kind that train MaskIoU heads."""
+
+    inputs: HeadInputs
+    rois: MatchedRoIs
+    true: TrueMaskIoUs  # with the other classes, if a head learns them
+
+
+def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[AnyHead]:
     """The heads of `ModelConfig.all_heads` with initial weights, each drawn from the same state of the generator.
 
     That is left as if the first had been made alone.
@@ -31,8 +64,12 @@ def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[MaskI
         mask_size: side of the masks.
     """
 
-    def make(head: MaskIoUConfig) -> MaskIoUHead:
-        return MaskIoUHead(features, config.channels, config.hidden, config.num_classes, head.input, mask_size)
+    def make(head: MaskIoUConfig) -> AnyHead:
+        if head.input == "none":
+            return NoHead(config.num_classes)
+        return MaskIoUHead(
+            features, config.channels, config.hidden, config.num_classes, head.input, mask_size, head.evidence
+        )
 
     main, *further = config.all_heads
     made = []
@@ -42,43 +79,65 @@ def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[MaskI
     return [make(main), *made]
 
 
-def predictions(
-    heads: Sequence[MaskIoUHead], pool: Callable[[int], Tensor], logits: Tensor, masks: Tensor
-) -> list[Tensor]:
-    """What each head predicts for N RoIs, [N, K] each. Several heads pass no gradient on to what they read.
-
-    Args:
-        heads: of one detector.
-        pool: gives the RoI features [N, C, size, size] of a size; called once for each that the heads take.
-        logits: [N, M, M], mask logits of the target class.
-        masks: [N, K, M, M], mask logits of all classes.
-    """
-    if len(heads) == 1:
-        return [heads[0](pool(heads[0].size), logits, masks)]
-    with torch.no_grad():
-        features = {size: pool(size).detach() for size in sorted({head.size for head in heads})}
-    logits, masks = logits.detach(), masks.detach()
-    return [head(features[head.size], logits, masks) for head in heads]
-
-
-def head_losses(
-    config: ModelConfig, predicted: Sequence[Tensor], true: TrueMaskIoUs, rois: MatchedRoIs
-) -> dict[str, Tensor]:
-    """The losses of the MaskIoU heads by name: `maskiou`, and `maskiou.input-b` of the further head input=b.
+def maskious_of(config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInputs, labels: Tensor) -> Tensor:
+    """What each head predicts for the own class of N RoIs, float [N, heads].
 
     Args:
         config: of the detector.
-        predicted: [N, K] of each head.
-        true: with the other classes, if a head learns them.
-        rois: the RoIs.
+        heads: its heads.
+        inputs: of the RoIs.
+        labels: int64 [N], 1..K; 0 in a slot that holds no RoI.
     """
+    inputs = inputs.apart()
+    channel = (labels - 1).clamp(min=0)[:, None]  # [N, 1]
+    found = []
+    for of_head, head in zip(config.all_heads, heads, strict=True):
+        values = _outputs(head, inputs).float().gather(1, channel)
+        found.append(values.sigmoid() if of_head.loss == "bce" and of_head.learns else values)
+    return torch.cat(found, dim=1)  # [N, 1] each -> [N, heads]
+
+
+def head_losses(config: ModelConfig, heads: Sequence[AnyHead], sets: Mapping[RoIKind, RoISet]) -> dict[str, Tensor]:
+    """The losses of the MaskIoU heads by name: `maskiou`, and `maskiou.input-b` of the further head input=b.
+
+    The loss of a single head reaches features and mask through its input (the paper, Fig. 3); of several none does.
+
+    Args:
+        config: of the detector.
+        heads: its heads.
+        sets: the RoIs of each kind that a head trains on.
+    """
+    inputs = {kind: rois.inputs.apart() if len(heads) > 1 else rois.inputs for kind, rois in sets.items()}
     losses = {}
-    for name, head, values in zip(loss_names(config), config.all_heads, predicted, strict=True):
-        target = targets_of(head, true, rois)
-        losses[name] = head.weight * maskiou_loss(values, target.values, target.trained)
+    for name, of_head, head in zip(_names(config), config.all_heads, heads, strict=True):
+        if not of_head.learns:
+            continue
+        kinds = of_head.trained_on
+        predicted = [_outputs(head, inputs[kind]) for kind in kinds]
+        target = _joined([targets_of(of_head, sets[kind].true, sets[kind].rois) for kind in kinds])
+        weights = balancing_weights(target.own, target.trained.any(1)) if of_head.balanced else None
+        loss = maskiou_loss(torch.cat(predicted), target.values, target.trained, of_head.loss, weights)
+        losses[name] = of_head.weight * loss
     return losses
 
 
 def loss_names(config: ModelConfig) -> list[str]:
-    """Of the losses of `ModelConfig.all_heads`."""
+    """Of the losses of `ModelConfig.all_heads`; what does not learn has none."""
+    return [name for name, head in zip(_names(config), config.all_heads, strict=True) if head.learns]
+
+
+def _names(config: ModelConfig) -> list[str]:
     return ["maskiou", *(loss_name(head) for head in config.heads)]
+
+
+def _outputs(head: AnyHead, inputs: HeadInputs) -> Tensor:
+    return head(inputs.pool(head.size), inputs.logits, inputs.masks, inputs.evidence)  # [N, K]
+
+
+def _joined(targets: Sequence[MaskIoUTargets]) -> MaskIoUTargets:
+    """Those of RoIs of several kinds in one list."""
+    return MaskIoUTargets(
+        torch.cat([t.values for t in targets]),
+        torch.cat([t.trained for t in targets]),
+        torch.cat([t.own for t in targets]),
+    )

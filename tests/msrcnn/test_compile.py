@@ -94,15 +94,16 @@ COUNTS = (5, 9, 14, 6)
 """Numbers of RoIs, which on a CPU differ from step to step: the second one may make a graph, for any number."""
 
 
-@pytest.mark.parametrize("design", ["a", "c", "d"])
-def test_roi_heads_compile(design: MaskIoUInput) -> None:
+@pytest.mark.parametrize(("design", "evidence"), [("a", False), ("a", True), ("c", False), ("d", False)])
+def test_roi_heads_compile(design: MaskIoUInput, evidence: bool) -> None:
     """Box, mask and MaskIoU head; the letters are those of Table 4."""
     box, mask = BoxHead(CHANNELS, 32, CLASSES), MaskHead(CHANNELS, CLASSES)
-    maskiou = MaskIoUHead(CHANNELS, CHANNELS, 32, CLASSES, design)
+    maskiou = MaskIoUHead(CHANNELS, CHANNELS, 32, CLASSES, design, evidence=evidence)
 
     def run(small: Tensor, large: Tensor, fused: Tensor) -> tuple[Tensor, ...]:
         masks = mask(large)
-        return *box(small), masks, maskiou(fused, masks[:, 0], masks)
+        told = small[:, 0, 0, :4] if evidence else None  # [N, 4]
+        return *box(small), masks, maskiou(fused, masks[:, 0], masks, told)
 
     cases = [
         (noise(n, CHANNELS, 7, 7), noise(n, CHANNELS, 14, 14), noise(n, CHANNELS, maskiou.size, maskiou.size))

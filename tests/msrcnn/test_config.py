@@ -41,7 +41,10 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (RoIConfig, "roi", "positive_iou", [0, 1.5]),
     (MaskIoUConfig, "maskiou", "input", ["g", "A", ""]),
     (MaskIoUConfig, "maskiou", "target", [0, 4, "1"]),
-    (MaskIoUConfig, "maskiou", "tau", [-0.1, 1.0, NAN]),
+    (MaskIoUConfig, "maskiou", "tau", [-1.1, 1.0, NAN]),
+    (MaskIoUConfig, "maskiou", "rois", ["all", ""]),
+    (MaskIoUConfig, "maskiou", "unmatched", ["one", ""]),
+    (MaskIoUConfig, "maskiou", "loss", ["l3", "L2"]),
     (MaskIoUConfig, "maskiou", "weight", [-1.0, NAN]),
     (SelectionConfig, "selection", "method", ["soft", "nms"]),
     (SelectionConfig, "selection", "iou_threshold", [0.0, 1.1, NAN]),
@@ -103,7 +106,7 @@ def test_a_head_that_is_left_out_cannot_be_what_trains() -> None:
     assert not ModelConfig(maskiou=MaskIoUConfig(enabled=False)).maskiou.enabled
 
 
-FORM = "FIELD=VALUE,... of the fields input, target, tau, weight"
+FORM = "FIELD=VALUE,... of the fields input, target, tau, weight, rois, unmatched, loss, balanced, evidence"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,7 @@ FORM = "FIELD=VALUE,... of the fields input, target, tau, weight"
         (("input=b,input=c",), f"model.heads = 'input=b,input=c' is not accepted; it must be {FORM}"),
         (("input=b,",), f"model.heads = 'input=b,' is not accepted; it must be {FORM}"),
         (("tau=half",), "model.heads = 'tau=half' is not accepted; it must be tau= and a number"),
+        (("evidence=True",), "model.heads = 'evidence=True' is not accepted; it must be evidence= and true or false"),
         (("target=2.0",), "model.heads = 'target=2.0' is not accepted; it must be target= and a number"),
         (("input=g",), "model.heads = 'input=g' is not accepted; maskiou.input = 'g' is not accepted; it must be a, b"),
         (("tau=nan",), "model.heads = 'tau=nan' is not accepted; maskiou.tau = nan is not accepted; it must be in"),
@@ -140,6 +144,34 @@ def test_heads_are_named_by_what_differs_from_the_main_one() -> None:
     assert b.variant(b.name_of(c)) == c
     assert ModelConfig(maskiou=b, heads=("input=a",)).all_heads[1] == MaskIoUConfig(tau=0.3)
     assert [plain_name(name) for name in config.heads] == ["input-b_tau-0.3", "input-c", "target-2"]
+
+
+def test_names_of_heads_beyond_the_paper() -> None:
+    texts = ("evidence=true,rois=detections,tau=-1", "input=none", "balanced=true,loss=bce,unmatched=zero,rois=both")
+    config = ModelConfig(heads=texts)
+    assert config.heads == (
+        "tau=-1.0,rois=detections,evidence=true", "input=none", "rois=both,unmatched=zero,loss=bce,balanced=true",
+    )  # fmt: skip
+    assert config.all_heads[1] == MaskIoUConfig(rois="detections", tau=-1.0, evidence=True)
+    assert plain_name(config.heads[0]) == "tau--1.0_rois-detections_evidence-true"
+    assert model_config_from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    main = MaskIoUConfig(evidence=True)
+    assert main.name_of(MaskIoUConfig()) == "evidence=false"
+    assert main.variant("evidence=false") == MaskIoUConfig()
+
+
+def test_a_file_without_the_newer_fields_is_the_paper() -> None:
+    plain = to_dict(ModelConfig())
+    plain["maskiou"] = {"enabled": True, "input": "b", "target": 1, "tau": 0.3, "weight": 1.0}
+    assert model_config_from_dict(plain) == ModelConfig(maskiou=MaskIoUConfig(input="b", tau=0.3))
+
+
+def test_something_must_learn_where_the_heads_alone_train() -> None:
+    none = MaskIoUConfig(input="none")
+    with pytest.raises(InputError, match=r"maskiou\.input = 'none' .* where nothing else learns"):
+        ModelConfig(trained="maskiou", maskiou=none)
+    assert ModelConfig(trained="maskiou", maskiou=none, heads=("input=a",)).trained_on == {"proposals"}
+    assert ModelConfig(maskiou=none).trained_on == ModelConfig(maskiou=MaskIoUConfig(enabled=False)).trained_on == set()
 
 
 def test_heads_survive_plain_values() -> None:

@@ -16,6 +16,7 @@ from msrcnn.boxes import pairwise_iou
 from msrcnn.config import MaskIoUConfig, MaskIoUInput, MaskIoUTarget, SelectionConfig, SelectionMethod
 from msrcnn.data.batching import make_batch
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.maskiou_heads import loss_names
 from msrcnn.proposals import Proposals
 from tests.tiny import C4, CONFIG, DATA, LOSSES, batch_of, detections_of, losses_of, make_model, shape_image
 
@@ -149,6 +150,8 @@ OPTIONS = [
     *(MaskIoUConfig(target=target) for target in get_args(MaskIoUTarget)[1:]),
     MaskIoUConfig(tau=0.3),
     MaskIoUConfig(weight=2.0),
+    MaskIoUConfig(rois="detections", tau=-1.0, unmatched="zero"),
+    MaskIoUConfig(rois="both", target=3, evidence=True, balanced=True, loss="bce"),
 ]
 
 
@@ -174,8 +177,9 @@ def test_each_option_detects(option: MaskIoUConfig) -> None:
     """A MaskIoU for each detection, of the same boxes and masks whatever the option."""
     batch = batch_of("all", "all", training=False)
     plain = detections_of(make_model(sure=True), batch)
-    model = make_model(sure=True)
-    model.maskiou = make_model(dataclasses.replace(CONFIG, maskiou=option), sure=True).maskiou
+    model = make_model(dataclasses.replace(CONFIG, maskiou=option), sure=True)
+    trunk = {name: value for name, value in make_model(sure=True).state_dict().items() if "maskiou" not in name}
+    model.load_state_dict(trunk, strict=False)
     found = detections_of(model, batch)
     for name in ("boxes", "labels", "class_scores", "masks", "valid"):
         assert torch.equal(getattr(found, name), getattr(plain, name))
@@ -192,6 +196,7 @@ def on_fake_gpu(value: Any) -> Any:
 
 ON_A_GPU: list[dict[str, Any]] = [
     *({"maskiou": option} for option in (*OPTIONS, MaskIoUConfig(enabled=False))), C4, {"trained": "maskiou"},
+    {"maskiou": MaskIoUConfig(input="none"), "heads": ("input=a,rois=detections,evidence=true", "input=d,rois=both")},
 ]  # fmt: skip
 
 
@@ -203,8 +208,8 @@ def test_a_gpu_never_waits_for_the_host(change: dict[str, Any]) -> None:
         with torch.device("cuda"):
             model = MaskScoringRCNN(dataclasses.replace(CONFIG, **change))
         losses = losses_of(model, on_fake_gpu(batch))
-        without = set() if model.config.maskiou.enabled else {"maskiou"}
-        assert losses.keys() == ({"maskiou"} if "trained" in change else LOSSES - without)
+        trunk = set() if "trained" in change else LOSSES - {"maskiou"}
+        assert losses.keys() == trunk | set(loss_names(model.config))
         assert {loss.device.type for loss in losses.values()} == {"cuda"}
         found = detections_of(model, on_fake_gpu(dataclasses.replace(batch, targets=None)))
         side = 14 if change is C4 else 28

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msrcnn.config import MaskIoUInput
 from msrcnn.mask_head import MaskHead
-from msrcnn.maskiou_head import MaskIoUHead, maskiou_loss
+from msrcnn.maskiou_head import MaskIoUHead, NoHead, balancing_weights, evidence_of, maskiou_loss
 
 CLASSES, CHANNELS, ROIS = 4, 8, 3
 DESIGNS = get_args(MaskIoUInput)
@@ -140,3 +141,82 @@ def test_loss_sends_no_gradient_into_the_target() -> None:
     assert source.grad is None
     assert predicted.grad is not None
     torch.testing.assert_close(predicted.grad, torch.tensor([[-0.2], [0.15]]))  # (p - t) / 2 RoIs
+
+
+def test_other_losses_by_hand() -> None:
+    """Absolute error; and cross-entropy of a logit with a soft label, whose least is at the label itself."""
+    predicted = torch.tensor([[0.5, 9.0], [9.0, 0.9], [5.0, 5.0]])
+    target = torch.tensor([[0.9, 0.0], [0.0, 0.3], [0.8, 0.8]])
+    one = torch.tensor([[True, False], [False, True], [False, False]])
+    assert maskiou_loss(predicted, target, one, "l1").item() == pytest.approx((0.4 + 0.6) / 2)
+
+    def entropy(logit: float, label: float) -> float:
+        p = 1 / (1 + math.exp(-logit))
+        return -label * math.log(p) - (1 - label) * math.log(1 - p)
+
+    want = (entropy(0.5, 0.9) + entropy(0.9, 0.3)) / 2
+    assert maskiou_loss(predicted, target, one, "bce").item() == pytest.approx(want)
+    best = target.logit().requires_grad_()
+    maskiou_loss(best, target, one, "bce").backward()
+    assert best.grad is not None
+    torch.testing.assert_close(best.grad, torch.zeros(3, 2))
+    weights = torch.tensor([3.0, 0.5, 7.0])
+    assert maskiou_loss(predicted, target, one, "l1", weights).item() == pytest.approx((3 * 0.4 + 0.5 * 0.6) / 2)
+
+
+def test_balancing_weights_by_hand() -> None:
+    """Bins 0.9-1 (both ends), 0.1-0.2 and 0-0.1; a RoI that does not train counts nowhere."""
+    values = torch.tensor([0.95, 1.0, 0.92, 0.15, 0.0, 0.55])
+    trained = torch.tensor([True, True, True, True, True, False])
+    want = torch.tensor([5 / 9, 5 / 9, 5 / 9, 5 / 3, 5 / 3, 0])
+    torch.testing.assert_close(balancing_weights(values, trained), want)
+    assert not balancing_weights(values, torch.zeros_like(trained)).any()
+
+
+def test_balanced_bins_weigh_the_same() -> None:
+    values = torch.rand(500, generator=torch.Generator().manual_seed(0)).square()
+    trained = values > 0.05
+    trained &= (values * 10).long() != 4
+    weights = balancing_weights(values, trained)
+    assert weights[trained].mean().item() == pytest.approx(1)
+    shares = torch.zeros(10).index_add(0, (values * 10).long(), weights)
+    filled = shares[shares > 0]
+    assert len(filled) == 9
+    torch.testing.assert_close(filled, torch.full((9,), shares.sum().item() / 9))
+
+
+def test_evidence_by_hand() -> None:
+    """Probabilities 0.9 and 0.6 are foreground, 0.2 and 0.5 are not; a box of a quarter of its image."""
+    probability = torch.tensor([[[0.9, 0.2], [0.6, 0.5]], [[0.1, 0.1], [0.1, 0.1]]])
+    boxes, sizes = torch.tensor([[0.0, 0, 20, 10], [5, 5, 5, 5]]), torch.tensor([[20.0, 40], [30, 30]])
+    got = evidence_of(probability.logit(), torch.tensor([0.7, 0.3]), boxes, sizes)
+    want = torch.tensor([[0.75, (0.8 + 0.6 + 0.2 + 0) / 4, 0.7, math.log(0.25)], [0, 0.8, 0.3, math.log(1e-6)]])
+    torch.testing.assert_close(got, want)
+
+
+def test_a_head_with_evidence_sees_each_rois_own() -> None:
+    torch.manual_seed(0)
+    head = MaskIoUHead(CHANNELS, CHANNELS, 16, CLASSES, evidence=True)
+    torch.nn.init.normal_(head.iou.weight)
+    assert head.fc1.weight.shape == (16, CHANNELS * 49 + 4)
+    features, target, masks = inputs(head)
+    evidence = noise(ROIS, 4, seed=5)
+    base = head(features, target, masks, evidence)
+    for column in range(4):
+        other = evidence.clone()
+        other[1, column] += 5
+        changed = (head(features, target, masks, other) != base).any(1)
+        assert changed.tolist() == [False, True, False]
+
+
+def test_no_head_is_the_mean_foreground_probability() -> None:
+    head = NoHead(CLASSES)
+    _, target, masks = inputs(make_head("a"))
+    target = target.clone()
+    target[2] = -1.0  # no foreground
+    got = head(torch.zeros(ROIS, CHANNELS, head.size, head.size), target, masks)
+    p = target.sigmoid().numpy()
+    want = [p[n][p[n] > 0.5].mean() for n in range(2)]
+    assert got.shape == (ROIS, CLASSES)
+    torch.testing.assert_close(got, torch.tensor([*want, 0.0])[:, None].expand(-1, CLASSES))
+    assert not head.state_dict()

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch._dynamo import config as compiler
 from torch._dynamo.utils import counters
 
-from msrcnn import maskiou_heads, maskiou_targets
+from msrcnn import maskiou_targets
 from msrcnn.compiling import compile_parts
 from msrcnn.config import DataConfig, MaskIoUConfig, ModelConfig, RPNConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.maskiou_heads import loss_names
+from msrcnn.pooling import PyramidPooler
 from msrcnn.pretrained import load_weights
 from msrcnn.solver import clip_gradients, guarded_step, make_optimizer
 from msrcnn.weights import load_model, save_model
@@ -191,13 +192,10 @@ def test_what_is_the_same_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(module, name, lambda *a, inner=inner, name=name: calls.append(name) or inner(*a))
     model = make_model(MANY)
     pooled: list[int] = []
-    whole = maskiou_heads.predictions
-    monkeypatch.setattr(
-        "msrcnn.detector.predictions",
-        lambda heads, pool, *a: whole(heads, lambda size: pooled.append(size) or pool(size), *a),
-    )
+    pool = PyramidPooler.__call__
+    monkeypatch.setattr(PyramidPooler, "__call__", lambda *a: pooled.append(a[-1]) or pool(*a))
     losses_of(model, batch_of("all", "all"))
-    assert sorted(pooled) == [14, 28]
+    assert sorted(pooled) == [7, 14, 28]  # box head, mask head, input (d)
     assert calls.count("_other_classes") == 1
     own = [name for name in calls if name == "_maskiou"]
     calls.clear()
@@ -216,17 +214,39 @@ def without_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_code")
-def test_compiled_heads_have_the_same_losses() -> None:
+@pytest.mark.parametrize(
+    "more", [(), ("rois=both", "rois=detections,evidence=true", "loss=bce")], ids=["paper", "more"]
+)
+def test_compiled_heads_have_the_same_losses(more: tuple[str, ...]) -> None:
     """All of them are compiled, though they run the same code in more forms than torch compiles by default."""
-    plain, model = make_model(MANY), make_model(MANY)
+    config = dataclasses.replace(MANY, heads=(*HEADS, *more))
+    plain, model = make_model(config), make_model(config)
     compile_parts(model)
     for keep in (("all", "all"), ("none", "all"), ("all", "crowds")):
         losses, want = losses_of(model, batch_of(*keep)), losses_of(plain, batch_of(*keep))
         for name, loss in losses.items():
             torch.testing.assert_close(loss, want[name])
     detections_of(model, batch_of("all", "all", training=False))
-    assert sum(m._compiled_call_impl is not None for m in model.modules()) == 4 + len(NUMBERS)
+    assert sum(m._compiled_call_impl is not None for m in model.modules()) == 4 + len(NUMBERS) + len(more)
     assert counters["frames"]["ok"] == counters["frames"]["total"] > 8
+
+
+def test_files_hold_heads_beyond_the_paper(tmp_path: Path) -> None:
+    """Heads of other shapes find their own weights, and one without weights takes no place."""
+    heads = ("input=none", "evidence=true", "rois=detections,tau=-1.0")
+    many, categories = make_model(dataclasses.replace(CONFIG, heads=heads)), [(1, 1, "a"), (2, 2, "b"), (3, 3, "c")]
+    save_model(tmp_path / "model.pt", many, DataConfig(), categories)
+    assert load_model(tmp_path / "model.pt").model.config.heads == (*heads[:2], "tau=-1.0,rois=detections")
+    torch.manual_seed(5)
+    other = MaskScoringRCNN(dataclasses.replace(
+        CONFIG, maskiou=MaskIoUConfig(input="none"), heads=("input=a,evidence=true", "input=a,tau=-1,rois=detections"),
+    ))  # fmt: skip
+    report = load_weights(other, str(tmp_path / "model.pt"), ["a", "b", "c"])
+    assert report.missing == ()
+    for mine, theirs in ((0, 1), (1, 2)):
+        pairs = zip(other.heads[mine].parameters(), many.heads[theirs].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert {name.partition(": ")[2].partition(".")[0] for name in report.left_over} <= {"maskiou"}
 
 
 def test_files_hold_the_heads(tmp_path: Path) -> None:

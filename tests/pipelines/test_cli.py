@@ -53,6 +53,12 @@ def test_rows_of_the_papers_tables_by_letter_and_number():
     assert (model.maskiou.input, model.maskiou.target, model.selection.method) == ("d", 3, "hard")
 
 
+def test_the_maskiou_head_beyond_the_paper():
+    given = "--model.maskiou.rois detections --model.maskiou.tau -1 --model.maskiou.input none --model.maskiou.evidence"
+    head = parse("train", ["--shards", "s", "--run", "r", *given.split(), "--model.maskiou.loss", "bce"]).model.maskiou
+    assert (head.rois, head.tau, head.input, head.evidence, head.loss) == ("detections", -1, "none", True, "bce")
+
+
 def test_further_heads_are_named_one_after_the_other():
     paths = ["--shards", "s", "--run", "r"]
     options = parse("train", [*paths, "--model.heads", "input=b", "target=2,tau=0.5", "--model.hidden", "128"])
