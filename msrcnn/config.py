@@ -228,7 +228,7 @@ class ModelConfig:
 
     def reads_evidence(self, kind: RoIKind | None = None) -> bool:
         """Whether a MaskIoU head, of those that train on RoIs of this kind, reads evidence."""
-        return any(head.evidence and (kind in head.trained_on if kind else head.learns) for head in self.all_heads)
+        return any(head.reads_evidence and kind in (None, *head.trained_on) for head in self.all_heads)
 
 
 @dataclass(frozen=True)

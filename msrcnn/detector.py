@@ -14,13 +14,13 @@ from msrcnn.boxes import clip, compact, decode
 from msrcnn.config import ModelConfig
 from msrcnn.mask_head import MaskHead, Res5MaskHead, mask_loss, of_class
 from msrcnn.maskiou_config import RoIKind
-from msrcnn.maskiou_head import evidence_of
 from msrcnn.maskiou_heads import AnyHead, HeadInputs, RoISet, head_losses, make_heads, maskious_of
 from msrcnn.maskiou_targets import MatchedRoIs, true_maskious, true_maskious_of_detections
 from msrcnn.masks import sample_on_rois
 from msrcnn.pooling import PyramidPooler
 from msrcnn.proposals import Proposals, RegionProposals
 from msrcnn.sampling import match, subsample, take
+from msrcnn.score_fusion import evidence_of, overlap_with_better
 from msrcnn.soft_nms import Selected, soft_nms
 from msrcnn.structures import Batch, Detections, Targets
 
@@ -214,14 +214,14 @@ class MaskScoringRCNN(nn.Module):
             if "proposals" in kinds:
                 scores = self.own_scores(pooler, found) if self.config.reads_evidence("proposals") else None
                 true = true_maskious(found.masks, coverage, found.rois, batch, targets, others)
-                sets["proposals"] = RoISet(self.head_inputs(pooler, found, scores, batch), found.rois, true)
+                sets["proposals"] = RoISet(self.head_inputs(pooler, found, scores, batch, False), found.rois, true)
         if "detections" in kinds:
             with torch.no_grad():
                 selected = self.select(pooler, proposals, batch)
             with torch.no_grad() if self.heads else nullcontext():
                 found, scores, _ = self.selected_rois(pooler, selected)
             true = true_maskious_of_detections(found.masks, found.rois, batch, targets, others)
-            sets["detections"] = RoISet(self.head_inputs(pooler, found, scores, batch), found.rois, true)
+            sets["detections"] = RoISet(self.head_inputs(pooler, found, scores, batch, True), found.rois, true)
         return losses | head_losses(self.config, self.maskiou_heads(), sets) if sets else losses
 
     def positive_rois(self, pooler: PyramidPooler, rois: SampledRoIs, shared: SharedFeatures | None) -> MaskedRoIs:
@@ -273,7 +273,9 @@ class MaskScoringRCNN(nn.Module):
         rois = MatchedRoIs(roi, label.where(used, 0), torch.zeros_like(label), image)
         return self.with_masks(rois, features), score, where
 
-    def head_inputs(self, pooler: PyramidPooler, found: MaskedRoIs, scores: Tensor | None, batch: Batch) -> HeadInputs:
+    def head_inputs(
+        self, pooler: PyramidPooler, found: MaskedRoIs, scores: Tensor | None, batch: Batch, detections: bool
+    ) -> HeadInputs:
         """What the MaskIoU heads read of RoIs: the mask head's features, or pooled again for input (d).
 
         Args:
@@ -281,6 +283,7 @@ class MaskScoringRCNN(nn.Module):
             found: the RoIs.
             scores: [N], class scores; None if no head reads them.
             batch: the images' geometry.
+            detections: whether they are such, best class score first in each image.
         """
         rois = found.rois
 
@@ -291,7 +294,10 @@ class MaskScoringRCNN(nn.Module):
 
         evidence = None
         if scores is not None and self.config.reads_evidence():
-            evidence = evidence_of(found.logits, scores, rois.boxes, batch.sizes[rois.images])
+            better = (
+                overlap_with_better(rois.boxes, rois.labels, rois.images) if detections else torch.zeros_like(scores)
+            )
+            evidence = evidence_of(found.logits, scores, rois.boxes, batch.sizes[rois.images], better)
         return HeadInputs(pool, found.logits, found.masks, evidence)
 
     # Testing
@@ -308,7 +314,7 @@ class MaskScoringRCNN(nn.Module):
         if self.maskiou is None:  # a mask score is then the class score
             maskious = torch.ones_like(selected.scores)[..., None]  # [B, D, 1]
         else:
-            inputs = self.head_inputs(pooler, found, scores, batch)
+            inputs = self.head_inputs(pooler, found, scores, batch, True)
             iou = maskious_of(self.config, self.maskiou_heads(), inputs, found.rois.labels)  # [N, 1 + V]
             maskious = iou.new_zeros(images * slots, iou.shape[1]).index_copy(0, where, iou)
             maskious = maskious.view(images, slots, -1)  # [B * D, 1 + V] -> [B, D, 1 + V]

@@ -18,6 +18,8 @@ MaskIoUTarget = Literal[1, 2, 3]
 """Training targets of the MaskIoU head by the numbers of Table 5."""
 RoIKind = Literal["proposals", "detections"]
 """Where RoIs that train a MaskIoU head come from."""
+MaskIoUGoal = Literal["maskiou", "ap"]
+"""What a MaskIoU head's output means."""
 MaskIoULoss = Literal["l2", "l1", "bce"]
 """Losses of a MaskIoU head; the first is the paper's."""
 
@@ -30,7 +32,7 @@ def _yes_or_no(text: str) -> bool:
 
 VARIED: dict[str, Callable[[str], Any]] = {
     "input": str, "target": int, "tau": float, "weight": float, "rois": str, "unmatched": str, "loss": str,
-    "balanced": _yes_or_no, "evidence": _yes_or_no,
+    "balanced": _yes_or_no, "evidence": _yes_or_no, "goal": str,
 }  # fmt: skip
 """The fields in which further heads may differ, and what their values are read as."""
 FORM = "FIELD=VALUE,... of the fields " + ", ".join(VARIED) + ", as input=b or input=b,tau=0.3"
@@ -68,8 +70,12 @@ class MaskIoUConfig:
     balanced: bool = False
     """weigh the RoIs so that each tenth of the true MaskIoU, 0 to 0.1 and so on, has the same weight in a batch"""
     evidence: bool = False
-    """let the first fully connected layer also see four numbers: mean foreground probability and sharpness of the mask,
-    class score, and log of the box's share of the image"""
+    """let the first fully connected layer also see five numbers: mean foreground probability and sharpness of the mask,
+    class score, the box's share of the image, and overlap with better detections"""
+    goal: MaskIoUGoal = "maskiou"
+    """what stands for the MaskIoU in the mask score. maskiou: the predicted MaskIoU; ap: what the detection is worth to
+    AP, which a small network learns from that, class score and the numbers of `evidence`; wants rois=detections,
+    tau=-1 and loss=bce"""
 
     def __post_init__(self) -> None:
         inputs = (*get_args(MaskIoUInput), "none")
@@ -80,11 +86,20 @@ class MaskIoUConfig:
         require(self.rois in (*get_args(RoIKind), "both"), "maskiou.rois", self.rois, "proposals, detections or both")
         require(self.unmatched in ("best", "zero"), "maskiou.unmatched", self.unmatched, "best or zero")
         require(self.loss in get_args(MaskIoULoss), "maskiou.loss", self.loss, "l2, l1 or bce")
+        require(self.goal in get_args(MaskIoUGoal), "maskiou.goal", self.goal, "maskiou or ap")
+        detections = (self.rois, self.tau, self.loss, self.learns) == ("detections", -1, "bce", True)
+        require(self.goal == "maskiou" or detections, "maskiou.goal", self.goal,
+                "maskiou without a head and without rois=detections, tau=-1 and loss=bce")  # fmt: skip
 
     @property
     def learns(self) -> bool:
         """Whether there is a head with weights, that trains."""
         return self.enabled and self.input != "none"
+
+    @property
+    def reads_evidence(self) -> bool:
+        """Whether it needs the numbers of `msrcnn.score_fusion.evidence_of`."""
+        return self.learns and (self.evidence or self.goal == "ap")
 
     @property
     def trained_on(self) -> tuple[RoIKind, ...]:

@@ -6,17 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msrcnn.boxes import area
 from msrcnn.config import MaskIoUInput
 from msrcnn.mask_head import SIZE
 from msrcnn.maskiou_config import MaskIoULoss
+from msrcnn.score_fusion import EVIDENCE, ScoreFusion, foreground_probability
 
 STRIDES = (1, 1, 1, 2)
 """Of the four convolutions: 14x14 becomes 7x7."""
 HIGH_RESOLUTION_STRIDES = (2, 1, 1, 2)
 """The same for input (d): 28x28 becomes 7x7."""
-EVIDENCE = 4
-"""Numbers of `evidence_of` a RoI."""
 BALANCED_BINS = 10
 """Of the true MaskIoU, which weigh the same in balanced training."""
 
@@ -38,6 +36,7 @@ class MaskIoUHead(nn.Module):
         channels: of the head's convolutions.
         mask_size: side of the masks, 28 or 14.
         evidence: whether the first fully connected layer sees `evidence_of` the RoIs besides (not in the paper).
+        fusion: whether a `ScoreFusion` follows (not in the paper).
 
     Attributes:
         size: bins along each side of the RoI feature that the head takes: 28 for (d), else 14.
@@ -45,7 +44,7 @@ class MaskIoUHead(nn.Module):
 
     def __init__(
         self, features: int, channels: int, hidden: int, num_classes: int, design: MaskIoUInput = "a",
-        mask_size: int = 2 * SIZE, evidence: bool = False,
+        mask_size: int = 2 * SIZE, evidence: bool = False, fusion: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.design, self.evidence = design, evidence
@@ -67,6 +66,7 @@ class MaskIoUHead(nn.Module):
         nn.init.normal_(self.iou.weight, std=0.01)
         for layer in (*self.convs, self.fc1, self.fc2, self.iou):
             nn.init.zeros_(layer.bias)
+        self.fusion = ScoreFusion() if fusion else None
 
     def fuse(self, features: Tensor, target: Tensor, masks: Tensor) -> Tensor:
         """The first convolution's input (Fig. 4).
@@ -95,7 +95,7 @@ class MaskIoUHead(nn.Module):
 
         Args:
             features, target, masks: what `fuse` takes.
-            evidence: [N, 4] of `evidence_of`, read where the head is made for it.
+            evidence: [N, 5] of `evidence_of`, read where the head is made for it.
         """
         x = self.fuse(features, target, masks)
         for conv in self.convs:
@@ -103,7 +103,7 @@ class MaskIoUHead(nn.Module):
         x = x.flatten(1)  # [N, C, 7, 7] -> [N, C * 49]
         if self.evidence:
             assert evidence is not None, "a head with evidence needs it"
-            x = torch.cat([x, evidence.to(x.dtype)], dim=1)  # [N, C * 49 + 4]
+            x = torch.cat([x, evidence.to(x.dtype)], dim=1)  # [N, C * 49 + 5]
         x = F.relu(self.fc1(x))  # [N, hidden]
         return self.iou(F.relu(self.fc2(x)))
 
@@ -115,7 +115,7 @@ class NoHead(nn.Module):
         size: as that of a MaskIoU head; the RoI feature is not read.
     """
 
-    design, evidence = "none", False
+    design, evidence, fusion = "none", False, None
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -131,31 +131,6 @@ class NoHead(nn.Module):
     ) -> Tensor:
         """The value of the target class's mask in the place of each class [N, K]; arguments as a MaskIoU head's."""
         return foreground_probability(target)[:, None].expand(-1, self.num_classes)  # [N] -> [N, K]
-
-
-def foreground_probability(logits: Tensor) -> Tensor:
-    """Mean probability of the bins of masks [N, M, M] that are foreground, probability > 0.5; 0 without any. [N]."""
-    logits = logits.float().flatten(1)  # [N, M * M]
-    inside = logits > 0
-    return logits.sigmoid().where(inside, 0).sum(1) / inside.sum(1).clamp(min=1)
-
-
-@torch.no_grad()
-def evidence_of(logits: Tensor, scores: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Four numbers about each RoI that tell of its mask's quality beside what the convolutions see; float [N, 4].
-
-    Mean foreground probability; sharpness, the mean of |2p - 1|; class score; log of the box's share of the image.
-
-    Args:
-        logits: [N, M, M], mask logits of the target class.
-        scores: [N], class scores.
-        boxes: [N, 4] in network pixels.
-        sizes: [N, 2], height and width of each RoI's image in network pixels.
-    """
-    sharpness = (2 * logits.float().sigmoid() - 1).abs().flatten(1).mean(1)  # [N]
-    share = area(boxes) / sizes.prod(1)
-    columns = [foreground_probability(logits), sharpness, scores.float(), share.clamp(min=1e-6).log()]
-    return torch.stack(columns, dim=1)
 
 
 def maskiou_loss(

@@ -20,6 +20,7 @@ from msrcnn.config import ModelConfig
 from msrcnn.maskiou_config import MaskIoUConfig, RoIKind, loss_name
 from msrcnn.maskiou_head import MaskIoUHead, NoHead, balancing_weights, maskiou_loss
 from msrcnn.maskiou_targets import MaskIoUTargets, MatchedRoIs, TrueMaskIoUs, targets_of
+from msrcnn.score_fusion import FUSION_WEIGHT, fusion_loss, worth_of
 
 AnyHead = MaskIoUHead | NoHead
 
@@ -31,7 +32,7 @@ class HeadInputs:
     pool: Callable[[int], Tensor]  # gives the RoI features [N, C, size, size] of a size
     logits: Tensor  # [N, M, M], mask logits of the target class
     masks: Tensor  # [N, K, M, M], mask logits of all classes
-    evidence: Tensor | None  # float [N, 4] of `evidence_of`; None where no head reads it
+    evidence: Tensor | None  # float [N, 5] of `evidence_of`; None where no head reads it
 
     def apart(self) -> HeadInputs:
         """The same for several heads: it passes no gradient on, and features of a size are pooled once."""
@@ -68,8 +69,9 @@ def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[AnyHe
         if head.input == "none":
             return NoHead(config.num_classes)
         return MaskIoUHead(
-            features, config.channels, config.hidden, config.num_classes, head.input, mask_size, head.evidence
-        )
+            features, config.channels, config.hidden, config.num_classes, head.input, mask_size, head.evidence,
+            head.goal == "ap",
+        )  # fmt: skip
 
     main, *further = config.all_heads
     made = []
@@ -80,7 +82,7 @@ def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[AnyHe
 
 
 def maskious_of(config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInputs, labels: Tensor) -> Tensor:
-    """What each head predicts for the own class of N RoIs, float [N, heads].
+    """What each head predicts for the own class of N RoIs, float [N, heads]: MaskIoU, or worth with goal=ap.
 
     Args:
         config: of the detector.
@@ -92,7 +94,7 @@ def maskious_of(config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInput
     channel = (labels - 1).clamp(min=0)[:, None]  # [N, 1]
     found = []
     for of_head, head in zip(config.all_heads, heads, strict=True):
-        values = _outputs(head, inputs).float().gather(1, channel)
+        values = _worth(head, _outputs(head, inputs), inputs).float().gather(1, channel)
         found.append(values.sigmoid() if of_head.loss == "bce" and of_head.learns else values)
     return torch.cat(found, dim=1)  # [N, 1] each -> [N, heads]
 
@@ -117,8 +119,25 @@ def head_losses(config: ModelConfig, heads: Sequence[AnyHead], sets: Mapping[RoI
         target = _joined([targets_of(of_head, sets[kind].true, sets[kind].rois) for kind in kinds])
         weights = balancing_weights(target.own, target.trained.any(1)) if of_head.balanced else None
         loss = maskiou_loss(torch.cat(predicted), target.values, target.trained, of_head.loss, weights)
+        if of_head.goal == "ap":
+            loss = loss + FUSION_WEIGHT * _fusion_loss(head, predicted[0], sets["detections"], inputs["detections"])
         losses[name] = of_head.weight * loss
     return losses
+
+
+def _worth(head: AnyHead, predicted: Tensor, inputs: HeadInputs) -> Tensor:
+    """What stands for the MaskIoU in a head's mask scores [N, K]: the head's output, or what its fusion makes of it."""
+    if head.fusion is None:
+        return predicted
+    assert inputs.evidence is not None, "a head with fusion needs evidence"
+    return head.fusion(predicted, inputs.evidence)
+
+
+def _fusion_loss(head: AnyHead, predicted: Tensor, found: RoISet, inputs: HeadInputs) -> Tensor:
+    """The loss of a head's fusion on detections, of which the head predicted [N, K]."""
+    own = (found.rois.labels - 1).clamp(min=0)[:, None]  # [N, 1]
+    worth = _worth(head, predicted, inputs).gather(1, own).squeeze(1)  # [N, 1] -> [N]
+    return fusion_loss(worth, worth_of(found.true.own, found.true.matched), found.rois.labels > 0)
 
 
 def loss_names(config: ModelConfig) -> list[str]:

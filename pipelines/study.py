@@ -126,9 +126,7 @@ def check_folder(config: StudyConfig, plan: Study) -> None:
         raise InputError(f"{config.out}: holds another study, or this one with other settings; choose another --out")
 
 
-def run_stage(
-    config: StudyConfig, plan: Study, stage: Stage, shards: StudyShards, log: Callable[[str], None]
-) -> None:
+def run_stage(config: StudyConfig, plan: Study, stage: Stage, shards: StudyShards, log: Callable[[str], None]) -> None:
     """Trains and evaluates, if that is not done."""
     evaluation = config.out / "evaluations" / stage.name
     if (evaluation / SECONDS).exists():
@@ -179,7 +177,9 @@ def measured(
     file = config.out / "measured" / f"{part.name}-{part.seed}.json"
     if not file.exists():
         log(f"{time.strftime('%H:%M:%S')} measuring {part.name}-{part.seed}")
-        folders = {kind: config.out / "evaluations" / Stage(part.name, part.seed, kind).name for kind in KINDS[part.name]}
+        folders = {
+            kind: config.out / "evaluations" / Stage(part.name, part.seed, kind).name for kind in KINDS[part.name]
+        }
         value = measure(folders, shards, plan, config.draws if part.name == CONFIRM else 0, powers)
         locate(file.parent).make_folder()
         locate(file).write(json.dumps(value, allow_nan=False).encode())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.maskiou import MATCHED_IOU, oracle_scores, true_maskiou
@@ -128,7 +128,9 @@ def predicted(paper: Detected, heads: Detected, plan: Study) -> dict[str, Floats
         InputError: the heads' detections are not the paper's.
     """
     one, two = paper.columns, heads.columns
-    if not all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("image", "category", "class_scores")):
+    if not all(
+        np.array_equal(getattr(one, name), getattr(two, name)) for name in ("image", "category", "class_scores")
+    ):
         raise InputError("the heads' detections are not those of the trunk that they were trained on; evaluate both "
                          "with as many CPU threads")  # fmt: skip
     further = dict(zip(plan.heads, two.head_maskious.T, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from msrcnn.config import DataConfig, ModelConfig, SelectionConfig, SolverConfig
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig
 from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.presets import find_preset
 
@@ -17,17 +17,18 @@ ABLATIONS = {
 """The rows of Tables 4 to 6 by their short names; (a), #1 and tau 0 are the head itself."""
 NO_HEAD = "input=none"
 """Mean foreground probability in the place of a predicted MaskIoU."""
+FOREGROUND = "mean foreground probability"
+"""No head: the mean foreground probability in the place of a predicted MaskIoU."""
+DETECTIONS = "rois=detections,tau=-1"
 IDEAS = {
-    "mean foreground probability": NO_HEAD,
-    "detections": "rois=detections",
-    "detections, all": "rois=detections,tau=-1",
-    "detections, 0 if unmatched": "rois=detections,tau=-1,unmatched=zero",
-    "proposals and detections": "rois=both,tau=-1",
-    "detections, evidence": "rois=detections,tau=-1,evidence=true",
-    "detections, balanced": "rois=detections,tau=-1,balanced=true",
-    "detections, l1": "rois=detections,tau=-1,loss=l1",
-    "detections, cross-entropy": "rois=detections,tau=-1,loss=bce",
-    "detections, 28x28": "rois=detections,tau=-1,input=d",
+    FOREGROUND: "input=none",
+    "detections": DETECTIONS,
+    "detections, 0 if unmatched": f"{DETECTIONS},unmatched=zero",
+    "detections, balanced": f"{DETECTIONS},balanced=true",
+    "detections, cross-entropy": f"{DETECTIONS},loss=bce",
+    "detections, evidence": f"{DETECTIONS},evidence=true",
+    "detections, 28x28": f"{DETECTIONS},input=d",
+    "worth to AP": f"{DETECTIONS},loss=bce,goal=ap",
 }
 """Heads that go beyond the paper by what is new in them."""
 POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -55,11 +56,10 @@ class Study:
     head_epochs: int
     head_decay: tuple[int, ...]
     shapes: ShapesConfig | None = None
-    heads: Mapping[str, str] = field(default_factory=lambda: {**ABLATIONS, **IDEAS})
+    heads: Mapping[str, str] = field(default_factory=lambda: IDEAS)
     choosing: tuple[int, ...] = (0,)
     confirming: tuple[int, ...] = (1, 2, 3)
     counts: tuple[int, ...] = (100,)
-    norm: str = ""
 
     def model(self, kind: str) -> ModelConfig:
         """The detector of a training.
@@ -83,3 +83,24 @@ class Study:
     def data(self) -> DataConfig:
         """Sizes of the images."""
         return find_preset(self.preset).data
+
+    def described(self) -> str:
+        """The trunk and its schedule in words."""
+        model, data = find_preset(self.preset).model, self.data()
+        images = f"{data.short_side} pixels" + (f" to {data.long_side}" if data.long_side > data.short_side else "")
+        return (f"Preset {self.preset} ({model.backbone}, {model.channels} channels, {images}), "
+                f"trunk {self.epochs} epochs, heads {self.head_epochs}")  # fmt: skip
+
+
+SHAPES = ShapesConfig(train=600, val=300, seed=7)
+STUDIES = {
+    # The smallest that shows anything: one seed chooses, two confirm, four heads.
+    "quick": Study(
+        "demo", 2, (1,), 1, (), ShapesConfig(train=240, val=120, seed=7),
+        {name: IDEAS[name] for name in (FOREGROUND, "detections", "worth to AP")}, confirming=(1, 2),
+    ),
+    "shapes": Study("demo", 4, (3,), 4, (3,), SHAPES, {**ABLATIONS, **IDEAS}),
+    "nuclei": Study("small", 4, (3,), 4, (3,), counts=(100, 400)),
+    "coco_sample": Study("small", 6, (5,), 4, (3,)),
+}  # fmt: skip
+"""The studies by name."""

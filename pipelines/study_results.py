@@ -7,6 +7,8 @@ draws, so that intervals of differences are those of pairs (`msrcnn.metrics.resa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy.typing as npt
 
 from msrcnn.metrics.resampling import LEVELS, seed_means
 from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER, ranking
-from pipelines.study_plan import ABLATIONS, NO_HEAD, POWERS, Study
+from pipelines.study_plan import ABLATIONS, FOREGROUND, POWERS, Study
 
 Floats = npt.NDArray[np.float64]
 Measured = Mapping[str, Any]
@@ -28,11 +30,6 @@ PUBLISHED = {
 """Mask AP of Tables 4 to 6 by our short names (ResNet-18 FPN, COCO)."""
 
 
-def no_head(plan: Study) -> str:
-    """The short name of the mean foreground probability."""
-    return next(name for name, text in plan.heads.items() if text == NO_HEAD)
-
-
 def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
     """By head, the power of its MaskIoU with the highest mask AP on the images that choose; ties go to power 1."""
 
@@ -44,7 +41,7 @@ def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
 
 def best_variant(plan: Study, chosen: Sequence[Measured], powers: Mapping[str, float]) -> str:
     """The head beyond the paper's tables with the highest mask AP, each with its own power."""
-    candidates = [name for name in plan.heads if name not in ABLATIONS and name != no_head(plan)]
+    candidates = [name for name in plan.heads if name not in ABLATIONS and name != FOREGROUND]
     return max(candidates, key=lambda head: _mean(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
 
 
@@ -96,7 +93,7 @@ def results_of(
         powers: those of `best_powers`.
     """
     seeds, variant = Seeds(confirmed), best_variant(plan, chosen, powers)
-    best, foreground = ranking(variant, powers[variant]), no_head(plan)
+    best, foreground = ranking(variant, powers[variant]), FOREGROUND
     names = dict.fromkeys(n for head in (PAPER, FROZEN, *plan.heads)
                           for n in (ranking(head, 1.0), ranking(head, powers[head])))  # fmt: skip
     paper = ranking(PAPER, 1.0)
@@ -114,9 +111,9 @@ def results_of(
                                  for n in {ranking(foreground, p) for p in (1.0, powers[foreground])}},
         "gap": seeds.difference(ORACLE, CLASS),
         "agreement": {head: _agreement(seeds, head) for head in heads},
-        "box": {kind: seeds.summary(lambda m, k=kind: _values(m["box"][k])) for kind in confirmed[0]["box"]}
+        "box": {kind: seeds.summary(_picked("box", kind)) for kind in confirmed[0]["box"]}
         | {"difference": seeds.summary(lambda m: _minus(_values(m["box"]["paper"]), _values(m["box"]["plain"])))},
-        "others": {f"{kind}, {by}": seeds.summary(lambda m, k=kind, b=by: _values(m["others"][k][b]))
+        "others": {f"{kind}, {by}": seeds.summary(_picked("others", kind, by))
                    for kind, of in confirmed[0]["others"].items() for by in of},
         "limits": {head: _means([m["limits"][head] for m in confirmed]) for head in (PAPER, FROZEN, variant)},
         "errors": {head: _errors([m["errors"][head] for m in confirmed]) for head in (PAPER, FROZEN, variant)},
@@ -151,6 +148,10 @@ def _errors(of_seeds: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str,
 
 def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: _mean(v[key] for v in values) for key in values[0]}
+
+
+def _picked(*path: str) -> Callable[[Measured], tuple[float, Floats]]:
+    return lambda measured: _values(reduce(getitem, path, measured))
 
 
 def _masks(measured: Measured, name: str) -> tuple[float, Floats]:

@@ -60,11 +60,11 @@ def _about(results: Results) -> Iterator[str]:
     data, seeds, made = results["data"], results["seeds"], results["made"]
     yield from (f"## {results['study']}", "")
     yield (
-        f"{data['train']} training images, {data['val']} validation images. Trunk {results['trunk']}. A variant was chosen on "
-        f"{data['choose']} of the training images, with trunk and heads trained on the other {data['fit']} "
-        f"(seed {_listed(seeds['choosing'])}); everything below is of validation, with trunks and heads trained on all "
-        f"training images (seeds {_listed(seeds['confirming'])}). Heads but the first were trained on the finished trunk of "
-        "the first, so that all rank the same masks."
+        f"{data['train']} training images, {data['val']} validation images. {results['trunk']}. A variant was chosen "
+        f"on {data['choose']} of the training images, with trunk and heads trained on the other {data['fit']} "
+        f"(seed {_listed(seeds['choosing'])}); everything below is of validation, with trunks and heads trained on "
+        f"all training images (seeds {_listed(seeds['confirming'])}). Heads but the first were trained on the "
+        "finished trunk of the first, so that all rank the same masks."
     )
     yield ""
     yield f"`{results['command']}`: {results['minutes']:.0f} minutes on {made['machine']}{_gpus(made)}; {made['time']}."
@@ -102,13 +102,13 @@ def _rankings(results: Results) -> Iterator[str]:
 
     assert not ablated & set(first)
     yield from (
-        "Masks ranked by class score x MaskIoU of the head. Mask AP: mean ± deviation over seeds; in brackets 95% intervals "
-        "over seeds and images. r: correlation of the head with the true MaskIoU, over all detections and over matched ones. "
-        "In bold the variant that was chosen beforehand.",
+        "Masks ranked by class score x MaskIoU of the head. Mask AP: mean ± deviation over seeds; in brackets 95% "
+        "intervals over seeds and images. r: correlation of the head with the true MaskIoU, over all detections and "
+        "over matched ones. In bold the variant that was chosen beforehand.",
         "",
     )
-    titles = ["ranking", "AP", "AP50", "AP75", *more, "gain over class score", "oracle gap closed", "over the paper's head",
-              "r, all", "r, matched"]  # fmt: skip
+    titles = ["ranking", "AP", "AP50", "AP75", *more, "gain over class score", "oracle gap closed",
+              "over the paper's head", "r, all", "r, matched"]  # fmt: skip
     yield from grid(titles, [row(name) for name in (*first, *rest, ORACLE)])
 
 
@@ -118,7 +118,8 @@ def _claims(results: Results) -> Iterator[str]:
     known = results["agreement"]
     yield f"- The paper's head closes {interval(rankings[paper]['closed'], sign=False)} of the oracle gap of "\
           f"{interval(results['gap'])} AP; the paper's ResNet-18 closes 0.42 on COCO."  # fmt: skip
-    yield f"- Its correlation over all detections is {interval(known[PAPER]['pearson, all'], sign=False)}; the paper's 0.74."
+    yield f"- Its correlation over all detections is {interval(known[PAPER]['pearson, all'], sign=False)}; "\
+          "the paper's 0.74."  # fmt: skip
     yield f"- Chosen beforehand: {named(best)} (`{results['variant']['options']}`, class score x MaskIoU^"\
           f"{results['variant']['power']:g}). It closes {interval(rankings[best]['closed'], sign=False)}, is "\
           f"{interval(rankings[best]['over paper'])} AP over the paper's head, and its correlation is "\
@@ -136,8 +137,8 @@ def _ablations(results: Results) -> Iterator[str]:
     ours = {head: rankings[ranking(head, 1.0)]["gain"] for head in heads}
     theirs = {head: published[head] - published[CLASS] for head in heads}
     yield from ("Tables 4 to 6 of the paper, each head on the finished trunk; gains over the class score, in AP.", "")
-    rows = [[head, interval(ours[head]), signed(theirs[head]), f"{results['agreement'][head]['pearson, all']['mean']:.2f}"]
-            for head in heads]  # fmt: skip
+    r = {head: f"{results['agreement'][head]['pearson, all']['mean']:.2f}" for head in heads}
+    rows = [[head, interval(ours[head]), signed(theirs[head]), r[head]] for head in heads]
     yield from grid(["head", "ours", "paper, COCO", "r, all"], rows)
     for title, group in (
         ("Input, Table 4", [FROZEN, *(h for h in heads if h.startswith("(") and h != FROZEN)]),
@@ -159,8 +160,8 @@ def _ablations(results: Results) -> Iterator[str]:
 
 def _boxes(results: Results) -> Iterator[str]:
     box = results["box"]
-    yield f"Box AP with the paper's head is {spread(box['paper'])}, of a Mask R-CNN without it {spread(box['plain'])}: "\
-          f"{interval(box['difference'])}. Its masks ranked by class score: "\
+    yield f"Box AP with the paper's head is {spread(box['paper'])}, of a Mask R-CNN without it "\
+          f"{spread(box['plain'])}: {interval(box['difference'])}. Its masks ranked by class score: "\
           f"{spread(results['others'][f'plain, {CLASS}'])}."  # fmt: skip
     yield ""
 
@@ -170,7 +171,9 @@ def _limits(results: Results) -> Iterator[str]:
     yield from ("What limits the gain: mask AP if a head knew the true MaskIoU of some detections (power 1).", "")
     known = [name for name in next(iter(limits.values())) if name != "none"]
     titles = ["head", "as it is", *(f"knew {name}" for name in known)]
-    rows = [[named(ranking(head, 1.0)), *(f"{of[name]:.2f}" for name in ("none", *known))] for head, of in limits.items()]
+    rows = [
+        [named(ranking(head, 1.0)), *(f"{of[name]:.2f}" for name in ("none", *known))] for head, of in limits.items()
+    ]
     yield from grid(titles, rows)
     yield from ("Predicted less true MaskIoU by the true one: mean, and mean of its size.", "")
     bins = next(iter(errors.values()))

@@ -102,7 +102,7 @@ def test_roi_heads_compile(design: MaskIoUInput, evidence: bool) -> None:
 
     def run(small: Tensor, large: Tensor, fused: Tensor) -> tuple[Tensor, ...]:
         masks = mask(large)
-        told = small[:, 0, 0, :4] if evidence else None  # [N, 4]
+        told = small[:, 0, 0, :5] if evidence else None  # [N, 5]
         return *box(small), masks, maskiou(fused, masks[:, 0], masks, told)
 
     cases = [

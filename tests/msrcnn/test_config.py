@@ -106,7 +106,7 @@ def test_a_head_that_is_left_out_cannot_be_what_trains() -> None:
     assert not ModelConfig(maskiou=MaskIoUConfig(enabled=False)).maskiou.enabled
 
 
-FORM = "FIELD=VALUE,... of the fields input, target, tau, weight, rois, unmatched, loss, balanced, evidence"
+FORM = "FIELD=VALUE,... of the fields input, target, tau, weight, rois, unmatched, loss, balanced, evidence, goal"
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_head_with_evidence_sees_each_rois_own() -> None:
     torch.nn.init.normal_(head.iou.weight)
     assert head.fc1.weight.shape == (16, CHANNELS * 49 + 4)
     features, target, masks = inputs(head)
-    evidence = noise(ROIS, 4, seed=5)
+    evidence = noise(ROIS, 5, seed=5)
     base = head(features, target, masks, evidence)
     for column in range(4):
         other = evidence.clone()

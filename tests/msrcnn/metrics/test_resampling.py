@@ -82,7 +82,7 @@ def test_a_value_that_is_nan_is_not_hidden():
     [([], []), ([np.ones(3)], [1, 2]), ([np.ones(3), np.ones(4)], [1, 2]), ([np.ones(0)], [1])],
 )
 def test_what_does_not_fit_is_refused(values, points):
-    with pytest.raises(InputError, match="every seed's (values on the same draws|point)"):
+    with pytest.raises(InputError, match=r"every seed's (values on the same draws|point)"):
         hierarchical(values, points, seed=0)
 
 
