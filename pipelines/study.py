@@ -7,12 +7,15 @@ OUT/evaluations/PART-SEED-KIND    detections and numbers of each
 OUT/measured/PART-SEED.json       what one seed says about every ranking (`pipelines.study_measures`)
 OUT/results.json, results.md      the tables (`pipelines.study_results`, `pipelines.study_table`)
 
+In JSON files null stands for what is not defined, as a correlation where nothing was detected.
+
 What is there is not done again, so that the same command goes on after any kill.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +31,9 @@ from pipelines.manifest import read_manifest
 from pipelines.options import EvaluateConfig, TrainConfig
 from pipelines.progress import duration
 from pipelines.provenance import made
+from pipelines.reporting import SUMMARY, UNFINISHED, plain
 from pipelines.run_directory import MODEL
-from pipelines.storage import exclusively, locate
+from pipelines.storage import ASIDE, exclusively, locate
 from pipelines.study_data import StudyShards, study_shards
 from pipelines.study_measures import measure
 from pipelines.study_options import StudyConfig
@@ -86,11 +90,11 @@ def study(config: StudyConfig, log: Callable[[str], None] = print) -> None:
         chosen = [measured(config, plan, Part(CHOOSE, seed), shards.choose, {}, log) for seed in plan.choosing]
         powers = best_powers(plan, chosen)
         confirmed = [measured(config, plan, Part(CONFIRM, seed), shards.val, powers, log) for seed in plan.confirming]
-    results = results_of(config.name, plan, chosen, confirmed, powers) | {
+    results = plain(results_of(config.name, plan, chosen, confirmed, powers) | {
         "made": made(), "command": shown_command(config), "minutes": minutes(out, stages), "trunk": plan.described(),
         "data": {name: read_manifest(folder).rows for name, folder in asdict(shards).items()},
-    }  # fmt: skip
-    locate(out / "results.json").write((json.dumps(results, indent=1) + "\n").encode())
+    })  # fmt: skip
+    locate(out / "results.json").write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
     text = markdown(results)
     locate(out / "results.md").write(text.encode())
     log(text)
@@ -116,9 +120,12 @@ def check_folder(config: StudyConfig, plan: Study) -> None:
         InputError: it is not.
     """
     place = locate(config.out)
-    settings = {"study": config.name, "weights": config.weights, "plan": json.loads(json.dumps(to_dict(plan)))}
+    settings = {
+        "study": config.name, "data": str(config.data) if config.data else None, "weights": config.weights,
+        "plan": json.loads(json.dumps(to_dict(plan))),
+    }  # fmt: skip
     if (place / STUDY).size() is None:
-        if place.list():
+        if any(not ASIDE.fullmatch(name) for name in place.list()):
             raise InputError(f"{config.out}: neither empty nor the folder of a study; choose another --out")
         place.make_folder()
         (place / STUDY).write(json.dumps(settings).encode())
@@ -148,18 +155,21 @@ def run_stage(config: StudyConfig, plan: Study, stage: Stage, shards: StudyShard
             log,
         )  # fmt: skip
         model = with_selection(run / MODEL, run / "measured.pt", plan.model(stage.kind).selection, max(plan.counts))
-    evaluate(
-        EvaluateConfig(
-            model=model, shards=shards.choose if stage.part == CHOOSE else shards.val, out=evaluation, gpu=config.gpu,
-            tracking=tracking, experiment="study", bootstrap=0, figures=False,
-        ),
-        log,
-    )  # fmt: skip
+    if not (evaluation / SUMMARY).exists() or (evaluation / UNFINISHED).exists():
+        evaluate(
+            EvaluateConfig(
+                model=model, shards=shards.choose if stage.part == CHOOSE else shards.val, out=evaluation,
+                gpu=config.gpu, tracking=tracking, experiment="study", bootstrap=0, figures=False,
+            ),
+            log,
+        )  # fmt: skip
     locate(evaluation / SECONDS).write(json.dumps(time.monotonic() - began).encode())  # of the last attempt
 
 
 def with_selection(model: Path, other: Path, selection: SelectionConfig, top_k: int) -> Path:
     """A model that selects and gives so many detections in this way, which `model` itself may be."""
+    if other.exists():  # written again it would have another checksum, and detections are those of a checksum
+        return other
     checkpoint = load_model(model)
     config = replace(checkpoint.model.config, selection=replace(selection, top_k=top_k))
     if config == checkpoint.model.config:
@@ -175,15 +185,24 @@ def measured(
 ) -> dict[str, Any]:
     """What a seed says, computed if that is not done; draws where a variant is confirmed."""
     file = config.out / "measured" / f"{part.name}-{part.seed}.json"
-    if not file.exists():
-        log(f"{time.strftime('%H:%M:%S')} measuring {part.name}-{part.seed}")
-        folders = {
-            kind: config.out / "evaluations" / Stage(part.name, part.seed, kind).name for kind in KINDS[part.name]
-        }
-        value = measure(folders, shards, plan, config.draws if part.name == CONFIRM else 0, powers)
-        locate(file.parent).make_folder()
-        locate(file).write(json.dumps(value, allow_nan=False).encode())
-    return dict(json.loads(file.read_text()))
+    draws = config.draws if part.name == CONFIRM else 0
+    if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == draws:
+        return dict(value)
+    log(f"{time.strftime('%H:%M:%S')} measuring {part.name}-{part.seed}")
+    folders = {kind: config.out / "evaluations" / Stage(part.name, part.seed, kind).name for kind in KINDS[part.name]}
+    value = measure(folders, shards, plan, draws, powers)
+    locate(file.parent).make_folder()
+    locate(file).write(json.dumps(plain(value), allow_nan=False).encode())
+    return value
+
+
+def defined(value: Any) -> Any:
+    """What `plain` was made of: null becomes nan, with which numbers can be computed."""
+    if isinstance(value, dict):
+        return {key: defined(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [defined(part) for part in value]
+    return math.nan if value is None else value
 
 
 def minutes(out: Path, stages: Sequence[Stage]) -> float:

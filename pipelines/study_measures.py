@@ -77,7 +77,9 @@ def read_detected(evaluation: Path, shards: Path, most: int) -> Detected:
                 sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
                 true[truth.image_id] = true_maskiou(truth, detections), sides.prod(1).astype(np.float64)
     columns = masks.columns
-    quality, area = (np.concatenate([true[i][k] for i in columns.image_ids if i in true]) for k in (0, 1))
+    quality, area = (
+        np.concatenate([np.zeros(0), *(true[i][k] for i in columns.image_ids.tolist() if i in true)]) for k in (0, 1)
+    )
     by_score = np.lexsort((-columns.class_scores, columns.image))
     order = np.empty_like(by_score)
     order[by_score] = np.arange(len(order)) - np.searchsorted(columns.image, columns.image[by_score])
@@ -87,7 +89,7 @@ def read_detected(evaluation: Path, shards: Path, most: int) -> Detected:
 def measure(
     evaluations: Mapping[str, Path], shards: Path, plan: Study, draws: int, powers: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Everything that a study's tables need of one seed, as JSON takes it: AP in percent, of boxes by class score.
+    """Everything that a study's tables need of one seed: AP in percent, of boxes by class score; nan where undefined.
 
     Args:
         evaluations: folders by kind: paper, heads, and where there are such plain and nms.
@@ -108,10 +110,11 @@ def measure(
     first = paper.order < plan.counts[0]
     with_class = {CLASS: paper.columns.class_scores, **maskious}
     return {
+        "draws": draws,
         "images": images,
         "detections": len(paper.true),
         "masks": mask_aps(paper, maskious, plan.counts, counts, powers),
-        "others": {kind: _others(one, plan.counts[0], counts) for kind, one in found.items() if kind != "paper"},
+        "others": {kind: _others(kind, one, plan.counts[0], counts) for kind, one in found.items() if kind != "paper"},
         "box": {kind: _ap(one.boxes, one.columns.class_scores, one.order < plan.counts[0], counts)
                 for kind, one in found.items()},
         "agreement": {head: agreement(values[first], paper.true[first], paper.columns.image[first], counts)
@@ -133,7 +136,8 @@ def predicted(paper: Detected, heads: Detected, plan: Study) -> dict[str, Floats
     ):
         raise InputError("the heads' detections are not those of the trunk that they were trained on; evaluate both "
                          "with as many CPU threads")  # fmt: skip
-    further = dict(zip(plan.heads, two.head_maskious.T, strict=True))
+    by_head = two.head_maskious.reshape(len(two.image), len(plan.heads))  # [0, 0] where nothing was detected
+    further = dict(zip(plan.heads, by_head.T, strict=True))
     return {name: values.clip(0) for name, values in {PAPER: one.maskious, FROZEN: two.maskious, **further}.items()}
 
 
@@ -179,17 +183,21 @@ def _ap(
     return values | ({"draws": (100 * ranked.aps(counts)[:, 0]).round(4).tolist()} if len(counts) else {})
 
 
-def _others(found: Detected, most: int, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _others(kind: str, found: Detected, most: int, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     """The same for a detector of its own detections: by class score, and by mask score if it has a MaskIoU head."""
     scores, kept = found.columns.class_scores, found.order < most
-    by_mask = fused(scores, found.columns.maskious.clip(0), 1.0)
-    return {CLASS: _ap(found.masks, scores, kept, counts), "mask score": _ap(found.masks, by_mask, kept, counts)}
+    columns = {CLASS: scores}
+    if kind != "plain":
+        columns["mask score"] = fused(scores, found.columns.maskious.clip(0), 1.0)
+    return {name: _ap(found.masks, column, kept, counts) for name, column in columns.items()}
 
 
 def agreement(
     values: Floats, true: Floats, image: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Correlation with the true MaskIoU, over all detections and over matched ones; of the first with draws.
+
+    nan for fewer than two detections, or where either side does not vary.
 
     Args:
         values, true: [N].
@@ -198,14 +206,30 @@ def agreement(
     """
     found: dict[str, Any] = {}
     for name, rows in (("all", np.full(len(true), True)), ("matched", true >= MATCHED_IOU)):
-        found[f"pearson, {name}"] = float(pearsonr(values[rows], true[rows])[0])
-        found[f"spearman, {name}"] = float(spearmanr(values[rows], true[rows])[0])
+        of = values[rows], true[rows]
+        varied = all(_varies(column) for column in of)
+        found[f"pearson, {name}"] = float(pearsonr(*of)[0]) if varied else np.nan
+        found[f"spearman, {name}"] = float(spearmanr(*of)[0]) if varied else np.nan
     if len(counts):
-        terms = (np.ones_like(true), values, true, values**2, true**2, values * true)
-        by_image = np.stack([np.bincount(image, term, counts.shape[1]) for term in terms], 1)  # [I, 6]
-        n, x, y, xx, yy, xy = (counts @ by_image).T  # [R] each
-        found["draws"] = ((n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))).round(5).tolist()
+        found["draws"] = _drawn_pearson(values, true, image, counts).round(5).tolist()
     return found
+
+
+def _varies(values: Floats) -> bool:
+    return len(values) > 0 and bool((values != values[0]).any())
+
+
+def _drawn_pearson(values: Floats, true: Floats, image: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Floats:
+    """Pearson's correlation of each draw [R], from sums over each image."""
+    if not (_varies(values) and _varies(true)):
+        return np.full(len(counts), np.nan)
+    one, two = values - values.mean(), true - true.mean()  # which loses no digits below
+    terms = (np.ones_like(two), one, two, one**2, two**2, one * two)
+    by_image = np.stack([np.bincount(image, term, counts.shape[1]) for term in terms], 1)  # [I, 6]
+    n, x, y, xx, yy, xy = (counts @ by_image).T  # [R] each
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may be of images without detections
+        drawn: Floats = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    return drawn
 
 
 def errors(values: Floats, true: Floats) -> list[dict[str, float]]:
@@ -222,7 +246,7 @@ def errors(values: Floats, true: Floats) -> list[dict[str, float]]:
 def limits(found: Detected, values: Floats, kept: npt.NDArray[np.bool_]) -> dict[str, float]:
     """What limits the gain: mask AP if the head knew the true MaskIoU of some detections."""
     scores, true, area = found.columns.class_scores, found.true, found.area
-    matched, (small, large) = true >= MATCHED_IOU, np.quantile(area, [1 / 3, 2 / 3])
+    matched, (small, large) = true >= MATCHED_IOU, np.quantile(area, [1 / 3, 2 / 3]) if len(area) else (0.0, 0.0)
     known = {
         "none": np.zeros(len(true), bool), "unmatched": ~matched, "matched": matched,
         "the smallest third": area < small, "the middle third": (area >= small) & (area < large),

@@ -44,4 +44,4 @@ class StudyConfig:
         require(self.draws >= 100, "--draws", self.draws, "at least 100")
         made = self.name in ("quick", "shapes")
         require(made or self.data is not None, "--data", self.data, f"a folder: {self.name} does not make its own data")
-        require(not made or self.data is None, "--data", self.data, f"absent: {self.name} makes its own data")
+        require(not made or self.data is None, "--data", str(self.data), f"absent: {self.name} makes its own data")

@@ -15,8 +15,6 @@ ABLATIONS = {
     "tau 0.3": "tau=0.3", "tau 0.5": "tau=0.5", "tau 0.7": "tau=0.7",
 }  # fmt: skip
 """The rows of Tables 4 to 6 by their short names; (a), #1 and tau 0 are the head itself."""
-NO_HEAD = "input=none"
-"""Mean foreground probability in the place of a predicted MaskIoU."""
 FOREGROUND = "mean foreground probability"
 """No head: the mean foreground probability in the place of a predicted MaskIoU."""
 DETECTIONS = "rois=detections,tau=-1"

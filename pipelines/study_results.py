@@ -69,15 +69,18 @@ class Seeds:
         return self.summary(lambda m: _minus(_masks(m, one), _masks(m, other)))
 
     def closed(self, name: str) -> dict[str, Any]:
-        """The oracle gap closed by a ranking: the mean gain over the mean gap, of seeds and draws alike."""
+        """The oracle gap closed by a ranking: the mean gain over the mean gap, of seeds and draws alike.
+
+        nan without a gap.
+        """
         gains, gaps = (
             [_minus(_masks(m, one), _masks(m, CLASS)) for m in self.measured] for one in (name, ORACLE)
         )  # fmt: skip
-        drawn = seed_means([g for _, g in gains], SEED) / seed_means([g for _, g in gaps], SEED)
+        drawn = _ratio(seed_means([g for _, g in gains], SEED), seed_means([g for _, g in gaps], SEED))
         low, high = np.percentile(drawn, LEVELS)
-        value = _mean(p for p, _ in gains) / _mean(p for p, _ in gaps)
-        by_seed = [gain / gap for (gain, _), (gap, _) in zip(gains, gaps, strict=True)]
-        return {"mean": value, "low": float(low), "high": float(high), "seeds": by_seed}
+        by_gain, by_gap = (np.array([point for point, _ in of]) for of in (gains, gaps))  # [S]
+        value = _ratio(by_gain.mean(), by_gap.mean())
+        return {"mean": float(value), "low": float(low), "high": float(high), "seeds": _ratio(by_gain, by_gap).tolist()}
 
 
 def results_of(
@@ -108,7 +111,7 @@ def results_of(
         "chosen": {n: _mean(m["masks"][n]["AP"] for m in chosen) for n in (CLASS, ORACLE, *names)},
         "rankings": rankings,
         "best over foreground": {n: seeds.difference(best, n)
-                                 for n in {ranking(foreground, p) for p in (1.0, powers[foreground])}},
+                                 for n in dict.fromkeys(ranking(foreground, p) for p in (1.0, powers[foreground]))},
         "gap": seeds.difference(ORACLE, CLASS),
         "agreement": {head: _agreement(seeds, head) for head in heads},
         "box": {kind: seeds.summary(_picked("box", kind)) for kind in confirmed[0]["box"]}
@@ -164,6 +167,12 @@ def _values(of: Mapping[str, Any]) -> tuple[float, Floats]:
 
 def _minus(one: tuple[float, Floats], other: tuple[float, Floats]) -> tuple[float, Floats]:
     return one[0] - other[0], one[1] - other[1]
+
+
+def _ratio(gain: npt.ArrayLike, gap: npt.ArrayLike) -> Floats:
+    """Gain over gap; nan where there is no gap."""
+    gains, gaps = np.asarray(gain, np.float64), np.asarray(gap, np.float64)
+    return np.divide(gains, gaps, out=np.full(gains.shape, np.nan), where=gaps != 0)
 
 
 def _mean(values: Any) -> float:

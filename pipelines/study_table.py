@@ -1,8 +1,7 @@
-"""A study's results as Markdown. Every number in it comes from `results.json`."""
+"""A study's results as Markdown. Every number in it comes from `results.json`; `-` is what is not defined."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -24,20 +23,20 @@ def markdown(results: Results) -> str:
     return "\n".join(line for part in parts for line in part(results)).rstrip() + "\n"
 
 
-def signed(value: float) -> str:
-    """Percentage points with their sign."""
-    return f"{value:+.2f}"
+def shown(value: float | None, form: str = ".2f") -> str:
+    """A number, or that it is not defined."""
+    return "-" if value is None else format(value, form)
 
 
-def interval(of: Mapping[str, float], sign: bool = True) -> str:
-    """A mean with its 95% interval."""
-    shown = signed if sign else "{:.2f}".format
-    return f"{shown(of['mean'])} ({shown(of['low'])} to {shown(of['high'])})"
+def interval(of: Mapping[str, float | None], sign: bool = True) -> str:
+    """A mean with its 95% interval; with signs where it is of percentage points."""
+    mean, low, high = (shown(of[name], "+.2f" if sign else ".2f") for name in ("mean", "low", "high"))
+    return mean if of["mean"] is None else f"{mean} ({low} to {high})"
 
 
-def spread(of: Mapping[str, float]) -> str:
-    """A mean with its deviation over seeds."""
-    return f"{of['mean']:.2f}" + (f" ± {of['deviation']:.2f}" if math.isfinite(of.get("deviation", math.nan)) else "")
+def spread(of: Mapping[str, float | None]) -> str:
+    """A mean with its deviation over seeds, of which there may be one."""
+    return shown(of["mean"]) + ("" if of["deviation"] is None else f" ± {shown(of['deviation'])}")
 
 
 def named(name: str) -> str:
@@ -81,7 +80,6 @@ def _listed(values: Sequence[int]) -> str:
 
 def _rankings(results: Results) -> Iterator[str]:
     rankings, chosen = results["rankings"], results["variant"]["ranking"]
-    ablated = {ranking(head, 1.0) for head in ABLATIONS}
     first = [CLASS, f"{PAPER}^1", f"{FROZEN}^1"]
     rest = [n for n in rankings if n not in (*first, ORACLE) and n.rpartition("^")[0] not in ABLATIONS]
     more = [key for key in rankings[CLASS] if key.startswith("AP at ")]
@@ -90,17 +88,15 @@ def _rankings(results: Results) -> Iterator[str]:
         of = rankings[name]
         head = name.rpartition("^")[0] or name
         known = results["agreement"].get(head, {})
-        cells = [spread(of["AP"]), f"{of['AP50']['mean']:.1f}", f"{of['AP75']['mean']:.1f}"]
-        cells += [f"{of[key]['mean']:.2f}" for key in more]
+        cells = [spread(of["AP"]), shown(of["AP50"]["mean"], ".1f"), shown(of["AP75"]["mean"], ".1f")]
+        cells += [shown(of[key]["mean"]) for key in more]
         cells += ["" if name == CLASS else interval(of["gain"])]
         cells += [interval(of["closed"], sign=False) if "closed" in of and name != ORACLE else ""]
         cells += [interval(of["over paper"]) if "over paper" in of and name != f"{PAPER}^1" else ""]
-        cells += [f"{known['pearson, all']['mean']:.2f}" if known else "",
-                  f"{known['pearson, matched']['mean']:.2f}" if known else ""]  # fmt: skip
+        cells += [shown(known[f"pearson, {which}"]["mean"]) if known else "" for which in ("all", "matched")]
         label = f"**{named(name)}**" if name == chosen else named(name)
         return [label, *cells]
 
-    assert not ablated & set(first)
     yield from (
         "Masks ranked by class score x MaskIoU of the head. Mask AP: mean ± deviation over seeds; in brackets 95% "
         "intervals over seeds and images. r: correlation of the head with the true MaskIoU, over all detections and "
@@ -137,32 +133,31 @@ def _ablations(results: Results) -> Iterator[str]:
     ours = {head: rankings[ranking(head, 1.0)]["gain"] for head in heads}
     theirs = {head: published[head] - published[CLASS] for head in heads}
     yield from ("Tables 4 to 6 of the paper, each head on the finished trunk; gains over the class score, in AP.", "")
-    r = {head: f"{results['agreement'][head]['pearson, all']['mean']:.2f}" for head in heads}
-    rows = [[head, interval(ours[head]), signed(theirs[head]), r[head]] for head in heads]
+    r = {head: shown(results["agreement"][head]["pearson, all"]["mean"]) for head in heads}
+    rows = [[head, interval(ours[head]), shown(theirs[head], "+.2f"), r[head]] for head in heads]
     yield from grid(["head", "ours", "paper, COCO", "r, all"], rows)
     for title, group in (
         ("Input, Table 4", [FROZEN, *(h for h in heads if h.startswith("(") and h != FROZEN)]),
         ("Target, Table 5", [FROZEN, *(h for h in heads if h.startswith("#"))]),
         ("tau, Table 6", [FROZEN, *(h for h in heads if h.startswith("tau"))]),
     ):
-        pairs = [(a, b) for a, b in combinations(group, 2) if theirs[a] != theirs[b]]
+        known = [head for head in group if ours[head]["mean"] is not None]
+        pairs = [(a, b) for a, b in combinations(known, 2) if theirs[a] != theirs[b]]
         alike = [(a, b) for a, b in pairs if (ours[a]["mean"] - ours[b]["mean"]) * (theirs[a] - theirs[b]) > 0]
         against = [f"{a}, {b}" for a, b in pairs if (a, b) not in alike]
         rest = f"; not {'; '.join(against)}" if against else ""
         yield f"- {title}: {len(alike)} of {len(pairs)} pairs in the paper's order{rest}."
-    others = results["others"]
-    if f"nms, {CLASS}" in others:
-        yield f"- SoftNMS: mask AP {spread(rankings[CLASS]['AP'])} by class score and "\
-              f"{spread(rankings[f'{PAPER}^1']['AP'])} by mask score; with hard NMS "\
-              f"{spread(others[f'nms, {CLASS}'])} and {spread(others['nms, mask score'])}."  # fmt: skip
     yield ""
 
 
 def _boxes(results: Results) -> Iterator[str]:
-    box = results["box"]
-    yield f"Box AP with the paper's head is {spread(box['paper'])}, of a Mask R-CNN without it "\
+    box, rankings, others = results["box"], results["rankings"], results["others"]
+    yield f"- Box AP with the paper's head is {spread(box['paper'])}, of a Mask R-CNN without it "\
           f"{spread(box['plain'])}: {interval(box['difference'])}. Its masks ranked by class score: "\
-          f"{spread(results['others'][f'plain, {CLASS}'])}."  # fmt: skip
+          f"{spread(others[f'plain, {CLASS}'])}."  # fmt: skip
+    yield f"- SoftNMS: mask AP {spread(rankings[CLASS]['AP'])} by class score and "\
+          f"{spread(rankings[f'{PAPER}^1']['AP'])} by mask score; with hard NMS "\
+          f"{spread(others[f'nms, {CLASS}'])} and {spread(others['nms, mask score'])}."  # fmt: skip
     yield ""
 
 
@@ -171,15 +166,13 @@ def _limits(results: Results) -> Iterator[str]:
     yield from ("What limits the gain: mask AP if a head knew the true MaskIoU of some detections (power 1).", "")
     known = [name for name in next(iter(limits.values())) if name != "none"]
     titles = ["head", "as it is", *(f"knew {name}" for name in known)]
-    rows = [
-        [named(ranking(head, 1.0)), *(f"{of[name]:.2f}" for name in ("none", *known))] for head, of in limits.items()
-    ]
+    rows = [[named(ranking(head, 1.0)), *(shown(of[name]) for name in ("none", *known))] for head, of in limits.items()]
     yield from grid(titles, rows)
     yield from ("Predicted less true MaskIoU by the true one: mean, and mean of its size.", "")
     bins = next(iter(errors.values()))
     titles = ["head", *(f"{b['low']:g} to {b['high']:g}" for b in bins)]
 
     def cell(of: Mapping[str, float]) -> str:
-        return f"{signed(of['bias'])}, {of['error']:.2f}" if of["count"] else ""
+        return f"{shown(of['bias'], '+.2f')}, {shown(of['error'])}" if of["count"] else ""
 
     yield from grid(titles, [[named(ranking(head, 1.0)), *map(cell, of)] for head, of in errors.items()])

@@ -65,6 +65,10 @@ VERBS = {
         "train and evaluate what a table of the paper varies, print the table", "pipelines.sweep_options:SweepConfig",
         "pipelines.sweep:sweep_all", ("spaces", "shards", "validation", "out"),
     ),
+    "study": Verb(
+        "is the mask score better than the class score, and what is better still: seeds, tables, intervals",
+        "pipelines.study_options:StudyConfig", "pipelines.study:study",
+    ),
     "report": Verb(
         "write one HTML page about evaluations: numbers, curves, categories, pictures",
         "pipelines.report_options:ReportConfig", "pipelines.report.command:report",

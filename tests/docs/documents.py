@@ -131,6 +131,7 @@ PARSED = {
     r"make (demo|test)\b": "the whole job, and this test itself",
     r"\.venv/bin/mlflow ui ": "serves until it is ended",
     r"(msrcnn|venv/bin/msrcnn) .*--address": "needs a cluster; tests/cluster submits and joins one",
+    r"msrcnn study ": "hours; tests/pipelines/test_study.py runs one of the smallest size",
     r"msrcnn submit ": "needs a cluster; tests/cluster submits jobs to one",
     r"srun .*/bin/msrcnn ": "needs Slurm; tests/cluster/test_slurm.py has a stand-in for its commands",
     r"kubectl|docker|sbatch|export|\.venv/bin/uv|\(umask|for host|cluster/install\.sh|head=": "needs a cloud or hosts",

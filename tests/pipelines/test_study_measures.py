@@ -1,0 +1,158 @@
+"""What a study measures of a seed, against scipy, numpy, copied rows and COCO's own AP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from msrcnn.errors import InputError
+from msrcnn.metrics.maskiou import true_maskiou
+from msrcnn.metrics.rankings import MaskRankings
+from msrcnn.metrics.resampling import image_draws
+from pipelines.study_measures import (
+    CLASS,
+    FROZEN,
+    ORACLE,
+    PAPER,
+    Detected,
+    agreement,
+    errors,
+    fused,
+    limits,
+    mask_aps,
+    predicted,
+)
+from tests.mask_ap import by_pycocotools, crowded, scored_rows
+from tests.studies import PLAN
+
+CATEGORIES = ((1, "disc"), (2, "ring"))
+
+
+@pytest.fixture(scope="module")
+def scene(make_scene):
+    """Images with everything that is hard, as `read_detected` would give them."""
+    truths, detections = crowded(make_scene, 3)
+    masks, boxes = (MaskRankings(CATEGORIES, 400, of) for of in ("masks", "boxes"))
+    for rankings in (masks, boxes):
+        rankings.update(truths, detections)
+    by_id = {truth.image_id: truth for truth in truths}
+    found = sorted(detections, key=lambda one: one.image_id)
+    true = np.concatenate([true_maskiou(by_id[one.image_id], one) for one in found])
+    area = np.concatenate([(one.boxes[:, 2:] - one.boxes[:, :2]).prod(1) for one in found]).astype(float)
+    order = np.concatenate([stats.rankdata(-one.class_scores, "ordinal") - 1 for one in found]).astype(int)
+    return truths, found, Detected(masks, boxes, masks.columns, true, area, order)
+
+
+def test_errors_are_told_by_the_true_maskiou():
+    true = np.array([0.0, 0.05, 0.1, 0.49, 0.5, 0.95, 1.0])
+    values = true + np.array([0.5, 0.1, 0.2, -0.4, 0.0, -0.3, -0.1])
+    found = {(one["low"], one["high"]): one for one in errors(values, true)}
+    assert {key: one["count"] for key, one in found.items()} == {
+        (0.0, 0.1): 2, (0.1, 0.5): 2, (0.5, 0.6): 1, (0.6, 0.7): 0, (0.7, 0.8): 0, (0.8, 0.9): 0, (0.9, 1.0): 2,
+    }  # fmt: skip
+    low, middle, top = found[0.0, 0.1], found[0.1, 0.5], found[0.9, 1.0]
+    assert (low["bias"], low["error"]) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert (middle["bias"], middle["error"]) == (pytest.approx(-0.1), pytest.approx(0.3))
+    assert (top["bias"], top["error"]) == (pytest.approx(-0.2), pytest.approx(0.2))
+    assert "bias" not in found[0.6, 0.7]
+
+
+def test_agreement_is_scipys_and_that_of_copied_rows():
+    rng = np.random.default_rng(1)
+    image = np.sort(rng.integers(0, 20, 300))
+    true = rng.random(300)
+    values = (true + rng.normal(0, 0.4, 300)).clip(0)
+    counts = image_draws(20, 30, 4)
+    found = agreement(values, true, image, counts)
+    assert found["pearson, all"] == pytest.approx(np.corrcoef(values, true)[0, 1])
+    assert found["spearman, all"] == pytest.approx(np.corrcoef(stats.rankdata(values), stats.rankdata(true))[0, 1])
+    matched = true >= 0.5
+    assert found["pearson, matched"] == pytest.approx(np.corrcoef(values[matched], true[matched])[0, 1])
+    for drawn, count in zip(found["draws"], counts, strict=True):
+        times = count[image]
+        copied = np.corrcoef(np.repeat(values, times), np.repeat(true, times))[0, 1]
+        assert drawn == pytest.approx(copied, abs=1e-5)
+    assert "draws" not in agreement(values, true, image, counts[:0])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6])
+def test_a_correlation_of_what_does_not_vary_is_not_defined(rows):
+    values, true = np.full(rows, 0.3), np.linspace(0, 1, rows)
+    found = agreement(values, true, np.arange(rows), image_draws(6, 10, 0))
+    assert np.isnan(found.pop("draws")).all()
+    assert np.isnan(list(found.values())).all()
+
+
+def test_limits_are_of_heads_that_know_some_of_the_truth(scene):
+    truths, found, detected = scene
+    values = detected.columns.maskious.clip(0)
+    kept = detected.order < 100
+    limit = limits(detected, values, kept)
+
+    def ap(quality):
+        scores = (detected.columns.class_scores * quality).astype(np.float32)
+        ends = np.cumsum([len(one.rles) for one in found])[:-1]
+        places = [np.flatnonzero(part) for part in np.split(kept, ends)]
+        rows = scored_rows(truths, found, np.split(scores, ends), places)
+        return 100 * by_pycocotools(CATEGORIES, truths, rows)[0]
+
+    assert limit["all"] == pytest.approx(ap(detected.true))
+    assert limit["none"] == pytest.approx(ap(values))
+    assert limit["matched"] == pytest.approx(ap(np.where(detected.true >= 0.5, detected.true, values)))
+    assert limit["none"] < limit["matched"] < limit["all"]
+    thirds = limits(detected, np.zeros_like(values), kept), limits(detected, detected.true, kept)
+    assert len({*thirds[1].values()}) == 1  # who knows it all learns nothing
+    assert thirds[0]["none"] != thirds[0]["the largest third"] != thirds[0]["the smallest third"]
+
+
+def test_rankings_of_a_seed(scene):
+    truths, found, detected = scene
+    rng = np.random.default_rng(0)
+    maskious = {PAPER: rng.random(len(detected.true)), "other": detected.true}
+    counts = image_draws(len(truths), 20, 0)
+    aps = mask_aps(detected, maskious, (100, 400), counts, {"other": 2.0})
+    assert {name for name, of in aps.items() if "draws" in of} == {CLASS, ORACLE, "paper^1", "other^1", "other^2"}
+    whole = detected.masks.rank(detected.columns.class_scores, detected.order < 100)
+    assert aps[CLASS]["AP"] == pytest.approx(100 * whole.ap().ap)
+    np.testing.assert_allclose(aps[CLASS]["draws"], [100 * whole.ap(draw).ap for draw in counts], atol=1e-4)
+    rows = scored_rows(truths, found, [one.class_scores for one in found])
+    assert aps[CLASS]["AP at 400"] == pytest.approx(100 * by_pycocotools(CATEGORIES, truths, rows, 400)[0])
+    assert aps[CLASS]["AP at 400"] != aps[CLASS]["AP"]
+
+
+def test_scores_are_rounded_as_stored_ones():
+    scores, quality = np.array([0.9, 0.3], np.float32).astype(float), np.array([0.7, 0.1], np.float32).astype(float)
+    expected = scores.astype(np.float32) * quality.astype(np.float32)
+    assert (fused(scores, quality, 1.0) == expected).all()
+    np.testing.assert_allclose(fused(scores, quality, 2.0), scores * quality * quality, rtol=1e-6)
+
+
+def test_heads_that_saw_other_detections_are_refused(scene):
+    _, _, detected = scene
+    rows = len(detected.true)
+    columns = replace(detected.columns, head_maskious=np.arange(rows * len(PLAN.heads), dtype=float).reshape(rows, -1))
+    heads = replace(detected, columns=columns)
+    found = predicted(detected, heads, PLAN)
+    assert list(found) == [PAPER, FROZEN, *PLAN.heads]
+    assert (found["(b)"] == columns.head_maskious[:, list(PLAN.heads).index("(b)")]).all()
+    assert (found[PAPER] == detected.columns.maskious.clip(0)).all()
+    other = replace(columns, class_scores=columns.class_scores + np.eye(1, rows)[0])
+    with pytest.raises(InputError, match="not those of the trunk that they were trained on"):
+        predicted(detected, replace(heads, columns=other), PLAN)
+
+
+def test_nothing_detected(scene):
+    """No ranking finds anything; what is computed from detections is not defined."""
+    rankings = MaskRankings(CATEGORIES)
+    rankings.update(scene[0], [])
+    none, no_index = np.zeros(0), np.zeros(0, np.int64)
+    empty = Detected(rankings, rankings, rankings.columns, none, none, no_index)
+    maskious = predicted(empty, empty, PLAN)
+    assert [len(values) for values in maskious.values()] == [0] * (2 + len(PLAN.heads))
+    aps = mask_aps(empty, maskious, (100,), image_draws(len(scene[0]), 10, 0), {})
+    assert {of["AP"] for of in aps.values()} == {0}
+    assert {*limits(empty, none, none.astype(bool)).values()} == {0}
+    assert [one["count"] for one in errors(none, none)] == [0] * 7

@@ -1,0 +1,108 @@
+"""The Markdown of a study: its numbers are those of results.json."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+
+import pytest
+
+from pipelines.study_measures import CLASS
+from pipelines.study_plan import FOREGROUND
+from pipelines.study_table import grid, interval, markdown, spread
+from tests.studies import HEADS, PLAN, results, said
+
+SHOWN = [
+    "rankings/class score/AP/mean", "rankings/class score/AP/deviation", "rankings/class score/AP50/mean",
+    "rankings/class score/AP75/mean", "rankings/class score/AP at 400/mean", "rankings/paper^1/gain/low",
+    "rankings/paper^1/closed/mean", "rankings/paper^1/closed/high", "rankings/(a)^1/over paper/low",
+    "rankings/oracle/AP/mean", "rankings/oracle/gain/high", "agreement/class score/pearson, all/mean",
+    "agreement/paper/pearson, matched/mean", "agreement/paper/pearson, all/high", "gap/mean", "gap/low", "gap/high",
+    "best over foreground/mean foreground probability^1/mean", "rankings/(b)^1/gain/mean", "rankings/#2^1/gain/high",
+    "published/(b)", "published/class score", "agreement/(b)/pearson, all/mean", "box/paper/mean",
+    "box/plain/deviation", "box/difference/mean", "box/difference/low", "others/plain, class score/mean", "others/nms, class score/mean",
+    "others/nms, mask score/deviation", "limits/paper/none", "limits/paper/matched", "limits/(a)/all",
+    "errors/paper/0/bias", "errors/(a)/3/error", "data/train", "data/choose", "data/fit", "data/val", "minutes",
+    "variant/power",
+]  # fmt: skip
+"""Numbers of results.json that the tables show."""
+
+
+def at(value, path: str):
+    for key in path.split("/"):
+        value = value[int(key) if isinstance(value, list) else key]
+    return value
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_a_number_of_the_text_is_that_of_results_json(path):
+    found = results()
+    changed = copy.deepcopy(found)
+    where, _, name = path.rpartition("/")
+    of = at(changed, where) if where else changed
+    of[name] = 8765.0
+    unlike = r"8765|87[34]\d"  # or less what is subtracted from it
+    assert not re.search(unlike, markdown(found))
+    assert re.search(unlike, markdown(changed))
+
+
+def test_nothing_but_results_json_is_needed():
+    assert markdown(results()) == markdown(results())
+    text = markdown(results())
+    best = results()["variant"]["head"]
+    assert len(re.findall(rf"^\| \*\*{best}", text, re.MULTILINE)) == 1  # in bold, and no other ranking
+    assert text.count("**") == 2
+    assert f"(`{HEADS[best]}`, class score x MaskIoU^" in text
+    for row in re.findall(r"^\| (?!---)(.*) \|$", text, re.MULTILINE):
+        assert row.split(" | ")[0].strip("*")
+    tables = re.split(r"\n(?!\|)", text)
+    widths = [{line.count("|") for line in table.splitlines() if line.startswith("|")} for table in tables]
+    assert all(len(width) <= 1 for width in widths)  # every row has all columns
+
+
+def test_what_is_not_defined_is_a_dash():
+    """No instance was detected: correlations, gaps and bins of errors are nobody's."""
+    seed = said(1)
+    nothing = {"AP": float("nan"), "AP50": float("nan"), "AP75": float("nan"), "AP at 400": float("nan"),
+               "draws": [float("nan")] * 200}  # fmt: skip
+    seed["masks"] = dict.fromkeys(seed["masks"], nothing)
+    for of in seed["agreement"].values():
+        of |= {key: float("nan") for key in of if key != "draws"} | {"draws": [float("nan")] * 200}
+    for bins in seed["errors"].values():
+        bins[:] = [{"low": one["low"], "high": one["high"], "count": 0} for one in bins]
+    seed["limits"] = {head: dict.fromkeys(of, float("nan")) for head, of in seed["limits"].items()}
+    text = markdown(results(replace(PLAN, confirming=(1,)), [seed]))
+    assert not re.search(r"\b(nan|None|inf|null)\b", text)
+    assert "| class score | - | - | - | - |  |  |  | - | - |" in text
+    assert "closes - of the oracle gap of - AP" in text
+    assert "0 of 0 pairs" in text
+
+
+def test_pairs_in_the_papers_order():
+    """On COCO (a) is before (b); #2 is behind #1, which is (a)."""
+    found = results()
+    for name, gain in (("(a)^1", 1.0), ("(b)^1", 1.5), ("#2^1", -3.0)):
+        found["rankings"][name]["gain"]["mean"] = gain
+    text = markdown(found)
+    assert "Input, Table 4: 0 of 1 pairs in the paper's order; not (a), (b)." in text
+    assert "Target, Table 5: 1 of 1 pairs in the paper's order." in text
+
+
+def test_a_study_without_ablations_has_no_table_of_them():
+    heads = {name: text for name, text in HEADS.items() if name in (FOREGROUND, "detections")}
+    text = markdown(results(replace(PLAN, heads=heads)))
+    assert "Tables 4 to 6" not in text
+    assert "with hard NMS" in text
+    assert CLASS in text
+
+
+def test_numbers_as_texts():
+    of = {"mean": 1.234, "low": -0.5, "high": 2.0, "deviation": 0.126}
+    assert interval(of) == "+1.23 (-0.50 to +2.00)"
+    assert interval(of, sign=False) == "1.23 (-0.50 to 2.00)"
+    assert interval(of | {"low": None}) == "+1.23 (- to +2.00)"
+    assert interval(of | {"mean": None}) == "-"
+    assert spread(of) == "1.23 ± 0.13"
+    assert spread(of | {"deviation": None}) == "1.23"
+    assert list(grid(["a", "b"], [["x", "1"]])) == ["| a | b |", "|---|---:|", "| x | 1 |", ""]
