@@ -25,10 +25,13 @@ IDEAS = {
     "detections, balanced": f"{DETECTIONS},balanced=true",
     "detections, cross-entropy": f"{DETECTIONS},loss=bce",
     "detections, evidence": f"{DETECTIONS},evidence=true",
-    "detections, 28x28": f"{DETECTIONS},input=d",
     "worth to AP": f"{DETECTIONS},loss=bce,goal=ap",
 }
 """Heads that go beyond the paper by what is new in them."""
+HEAD_LR = 0.64
+"""Learning rate of heads on a finished trunk, for 16 images a step. That of the whole detector leaves them far from
+done: after two epochs of nuclei, correlation over all detections 0.84 at 0.04, 0.867 at 0.16, 0.881 at 0.64, 0.883 at
+1.6 (images that neither had seen)."""
 POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """b of s_cls * s_iou^b; as rankings these are all of s_cls^a * s_iou^b with a above 0."""
 
@@ -75,8 +78,10 @@ class Study:
     def solver(self, kind: str, seed: int) -> SolverConfig:
         """The schedule of a training."""
         solver = find_preset(self.preset).solver
-        epochs, decay = (self.head_epochs, self.head_decay) if kind == "heads" else (self.epochs, self.decay)
-        return replace(solver, epochs=epochs, decay_epochs=decay, seed=seed)
+        solver = replace(solver, precision="bfloat16", seed=seed)
+        if kind == "heads":
+            return replace(solver, epochs=self.head_epochs, decay_epochs=self.head_decay, lr=HEAD_LR)
+        return replace(solver, epochs=self.epochs, decay_epochs=self.decay)
 
     def data(self) -> DataConfig:
         """Sizes of the images."""
@@ -90,15 +95,15 @@ class Study:
                 f"trunk {self.epochs} epochs, heads {self.head_epochs}")  # fmt: skip
 
 
-SHAPES = ShapesConfig(train=600, val=300, seed=7)
+SHAPES = ShapesConfig(train=400, val=300, seed=7)
 STUDIES = {
     # The smallest that shows anything: one seed chooses, two confirm, four heads.
     "quick": Study(
         "demo", 2, (1,), 1, (), ShapesConfig(train=240, val=120, seed=7),
         {name: IDEAS[name] for name in (FOREGROUND, "detections", "worth to AP")}, confirming=(1, 2),
     ),
-    "shapes": Study("demo", 4, (3,), 4, (3,), SHAPES, {**ABLATIONS, **IDEAS}),
-    "nuclei": Study("small", 4, (3,), 4, (3,), counts=(100, 400)),
-    "coco_sample": Study("small", 6, (5,), 4, (3,)),
+    "shapes": Study("demo", 6, (5,), 3, (2,), SHAPES, {**ABLATIONS, **IDEAS}),
+    "nuclei": Study("small", 3, (2,), 3, (2,), counts=(100, 400)),
+    "coco_sample": Study("small", 6, (5,), 3, (2,)),
 }  # fmt: skip
 """The studies by name."""
