@@ -21,10 +21,10 @@ SHOWN = [
     "agreement/paper/pearson, matched/mean", "agreement/paper/pearson, all/high", "gap/mean", "gap/low", "gap/high",
     "best over foreground/mean foreground probability^1/mean", "rankings/(b)^1/gain/mean", "rankings/#2^1/gain/high",
     "published/(b)", "published/class score", "agreement/(b)/pearson, all/mean", "box/paper/mean",
-    "box/plain/deviation", "box/difference/mean", "box/difference/low", "others/plain, class score/mean", "others/nms, class score/mean",
-    "others/nms, mask score/deviation", "limits/paper/none", "limits/paper/matched", "limits/(a)/all",
-    "errors/paper/0/bias", "errors/(a)/3/error", "data/train", "data/choose", "data/fit", "data/val", "minutes",
-    "variant/power",
+    "box/plain/deviation", "box/difference/mean", "box/difference/low", "others/plain, class score/mean",
+    "others/nms, class score/mean", "others/nms, mask score/deviation", "limits/paper/none", "limits/paper/matched",
+    "limits/(a)/all", "errors/paper/0/bias", "errors/(a)/3/error", "data/train", "data/choose", "data/fit", "data/val",
+    "minutes", "variant/power",
 ]  # fmt: skip
 """Numbers of results.json that the tables show."""
 
