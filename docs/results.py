@@ -28,10 +28,10 @@ INTRODUCTION = """\
 Is the mask score better than the class score, and what is better still? Written by `python -m docs.results` from the
 `results.json` of finished studies in [docs/results/](results); [studies.md](studies.md) says how to repeat them.
 
-Read with this in mind: the data sets and networks are small enough for a laptop (ResNet-18, images of 160 to 384 pixels,
-some hundred to a thousand of them), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A
-variant and its powers were chosen on a part of the training images with a seed of its own, before validation was looked
-at; all other rows are there to explain, and were not chosen among on validation.
+Read with this in mind: data sets and networks are small enough for a laptop (ResNet-18, some hundred to a thousand small
+images), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A variant and its powers
+were chosen on a part of the training images with a seed of its own, before validation was looked at; all other rows are
+there to explain, and were not chosen among on validation.
 """
 
 
@@ -78,8 +78,10 @@ def _overview() -> Iterator[str]:
         closed = (interval(of["closed"], sign=False) for of in (paper, rankings[best]))
         return [results["study"], *ap, *closed, interval(rankings[best]["over paper"]), named(best)]
 
-    titles = ["mask AP by", "class score", "paper's mask score", "best variant", "oracle", "gap closed by the paper's head",
-              "by the best variant", "best variant over the paper's head", "which"]  # fmt: skip
+    titles = [
+        "mask AP by", "class score", "paper's mask score", "best variant", "oracle", "gap closed by the paper's head",
+        "by the best variant", "best variant over the paper's head", "which",
+    ]  # fmt: skip
     yield from grid(titles, map(row, studies()))
 
 
