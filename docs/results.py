@@ -29,9 +29,9 @@ Is the mask score better than the class score, and what is better still? Written
 `results.json` of finished studies in [docs/results/](results); [studies.md](studies.md) says how to repeat them.
 
 Read with this in mind: data sets and networks are small enough for a laptop (ResNet-18, some hundred to a thousand
-small images), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A variant and its powers
-were chosen on a part of the training images with a seed of its own, before validation was looked at; all other rows are
-there to explain, and were not chosen among on validation.
+small images), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A variant and its
+powers were chosen on a part of the training images with a seed of its own, before validation was looked at; all other
+rows are there to explain, and were not chosen among on validation.
 """
 
 
