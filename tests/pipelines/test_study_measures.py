@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 from scipy import stats
 
+from msrcnn.data.coco import read_coco, read_instance
 from msrcnn.errors import InputError
 from msrcnn.metrics.maskiou import true_maskiou
 from msrcnn.metrics.rankings import MaskRankings
 from msrcnn.metrics.resampling import image_draws
+from pipelines.scoring_options import ScoreConfig
 from pipelines.study_measures import (
     CLASS,
     FROZEN,
@@ -24,6 +29,7 @@ from pipelines.study_measures import (
     limits,
     mask_aps,
     predicted,
+    read_detected,
 )
 from tests.mask_ap import by_pycocotools, crowded, scored_rows
 from tests.studies import PLAN
@@ -156,3 +162,56 @@ def test_nothing_detected(scene):
     assert {of["AP"] for of in aps.values()} == {0}
     assert {*limits(empty, none, none.astype(bool)).values()} == {0}
     assert [one["count"] for one in errors(none, none)] == [0] * 7
+
+
+def write_results(annotations: Path, file: Path) -> None:
+    """COCO results: of each instance its mask moved by up to 6 pixels, three times, with scores that know a little."""
+    rng = np.random.default_rng(0)
+    dataset = read_coco(annotations)
+    numbers = {category.source_id: category.source_id for category in dataset.categories}
+    rows = []
+    for record in dataset.images:
+        for annotation in record.annotations:
+            instance = read_instance(annotation, record.height, record.width, numbers)
+            size = {"size": [record.height, record.width]}
+            mask = coco_mask.decode({**size, "counts": instance.rle})
+            for _ in range(3):
+                by = rng.integers(-6, 7, 2)
+                rle = coco_mask.encode(np.asfortranarray(np.roll(mask, by, (0, 1))))["counts"].decode()
+                rows.append({
+                    "image_id": record.image_id, "category_id": instance.category, "score": rng.random(),
+                    "maskiou": 1 / (1 + np.abs(by).sum()), "segmentation": {**size, "counts": rle},
+                })  # fmt: skip
+    file.write_text(json.dumps(rows))
+
+
+@pytest.mark.ray
+def test_stored_detections_and_what_is_true_of_them(shards, tmp_path):
+    """Against the numbers of `msrcnn score`, which come from hotcoco's evaluation of dictionaries."""
+    from pipelines.score import score
+
+    write_results(shards / "images" / "annotations" / "instances_val.json", tmp_path / "results.json")
+    config = ScoreConfig(detections=tmp_path / "results.json", shards=shards / "val", out=tmp_path / "scored",
+                         figures=False, bootstrap=0, tracking=f"sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
+    summary = score(config, lambda _: None)
+    found = read_detected(tmp_path / "scored", shards / "val", 100)
+    columns = found.columns
+    assert len(found.true) == summary.detections > 50
+    everything = np.zeros((0, len(columns.image_ids)), np.int64)
+    aps = mask_aps(found, {PAPER: columns.maskious}, (100,), everything, {})
+    for name, of in ((CLASS, summary.ap.mask_by_class), ("paper^1", summary.ap.mask_by_mask),
+                     (ORACLE, summary.ap.mask_by_oracle)):  # fmt: skip
+        assert [aps[name][key] for key in ("AP", "AP50", "AP75")] == pytest.approx(
+            [100 * of[key] for key in ("AP", "AP50", "AP75")], abs=1e-4
+        )
+    assert 5 < aps[CLASS]["AP"] < aps["paper^1"]["AP"] < aps[ORACLE]["AP"]
+    assert 100 * found.boxes.rank(columns.class_scores).ap().ap == pytest.approx(100 * summary.ap.box["AP"], abs=1e-4)
+    r = agreement(columns.maskious, found.true, columns.image, everything)
+    for name, of in (("all", summary.maskiou.all_detections), ("matched", summary.maskiou.matched)):
+        assert r[f"pearson, {name}"] == pytest.approx(of.maskiou_pearson, abs=1e-4)
+        assert r[f"spearman, {name}"] == pytest.approx(of.maskiou_spearman, abs=1e-2)  # there from bins
+    for image in range(len(columns.image_ids)):
+        of_image = columns.image == image
+        by_score = found.order[of_image][np.argsort(-columns.class_scores[of_image])]
+        assert (by_score == np.arange(of_image.sum())).all()
+    assert (found.area > 0).all()
