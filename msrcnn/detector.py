@@ -116,12 +116,18 @@ class MaskScoringRCNN(nn.Module):
         return [] if self.maskiou is None else [self.maskiou, *self.heads]
 
     def parts_apart(self) -> list[list[nn.Parameter]]:
-        """The parameters in parts of which none gives another a gradient: all in one, or trunk and MaskIoU heads."""
-        if not self.heads:
-            return [list(self.parameters())]
-        heads = [list(head.parameters()) for head in self.maskiou_heads()]
-        own = {id(parameter) for part in heads for parameter in part}
-        return [[parameter for parameter in self.parameters() if id(parameter) not in own], *heads]
+        """The parameters in parts of which none gives another a gradient.
+
+        All in one, or the trunk and each of several MaskIoU heads; and of each head the fusion, if it has one.
+        """
+        heads = self.maskiou_heads()
+        fusions = [head.fusion for head in heads if head.fusion is not None]
+        parts: list[list[nn.Parameter]] = []
+        taken: set[int] = set()
+        for module in (*fusions, *(heads if self.heads else ()), self):  # what lies inside another comes before it
+            parts.append([parameter for parameter in module.parameters() if id(parameter) not in taken])
+            taken |= {id(parameter) for parameter in parts[-1]}
+        return parts[::-1]
 
     def train(self, mode: bool = True) -> MaskScoringRCNN:
         """Sets the mode; finished parts stay in testing mode."""

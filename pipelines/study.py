@@ -9,7 +9,8 @@ OUT/results.json, results.md      the tables (`pipelines.study_results`, `pipeli
 
 In JSON files null stands for what is not defined, as a correlation where nothing was detected.
 
-What is there is not done again, so that the same command goes on after any kill.
+What is there is not done again, so that the same command goes on after any kill. A seed that is in `measured` needs
+neither its runs nor its evaluations any more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,15 +84,12 @@ def study(config: StudyConfig, log: Callable[[str], None] = print) -> None:
     check_folder(config, plan)
     with exclusively(locate(out), "studying into"), connect(config.address):
         shards = study_shards(out, plan.shapes or config.data or out, config.address, log)
-        stages = list(stages_of(plan))
-        for number, stage in enumerate(stages, start=1):
-            said = timed(log, f"[{number}/{len(stages)}] {stage.name}")
-            run_stage(config, plan, stage, shards, said)
-        chosen = [measured(config, plan, Part(CHOOSE, seed), shards.choose, {}, log) for seed in plan.choosing]
+        chosen = [measured(config, plan, Part(CHOOSE, seed), shards, {}, log) for seed in plan.choosing]
         powers = best_powers(plan, chosen)
-        confirmed = [measured(config, plan, Part(CONFIRM, seed), shards.val, powers, log) for seed in plan.confirming]
+        confirmed = [measured(config, plan, Part(CONFIRM, seed), shards, powers, log) for seed in plan.confirming]
     results = plain(results_of(config.name, plan, chosen, confirmed, powers) | {
-        "made": made(), "command": shown_command(config), "minutes": minutes(out, stages), "trunk": plan.described(),
+        "made": made(), "command": shown_command(config), "trunk": plan.described(),
+        "minutes": sum(one["seconds"] for one in (*chosen, *confirmed)) / 60,
         "data": {name: read_manifest(folder).rows for name, folder in asdict(shards).items()},
     })  # fmt: skip
     locate(out / "results.json").write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
@@ -181,16 +179,22 @@ def with_selection(model: Path, other: Path, selection: SelectionConfig, top_k: 
 
 
 def measured(
-    config: StudyConfig, plan: Study, part: Part, shards: Path, powers: Mapping[str, float], log: Callable[[str], None]
-) -> dict[str, Any]:
-    """What a seed says, computed if that is not done; draws where a variant is confirmed."""
+    config: StudyConfig, plan: Study, part: Part, shards: StudyShards, powers: Mapping[str, float],
+    log: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What a seed says; its stages are run if that is not known. Draws where a variant is confirmed."""
     file = config.out / "measured" / f"{part.name}-{part.seed}.json"
     draws = config.draws if part.name == CONFIRM else 0
     if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == draws:
         return dict(value)
-    log(f"{time.strftime('%H:%M:%S')} measuring {part.name}-{part.seed}")
-    folders = {kind: config.out / "evaluations" / Stage(part.name, part.seed, kind).name for kind in KINDS[part.name]}
-    value = measure(folders, shards, plan, draws, powers)
+    every = list(stages_of(plan))
+    stages = [stage for stage in every if (stage.part, stage.seed) == part]
+    for stage in stages:
+        run_stage(config, plan, stage, shards, timed(log, f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"))
+    timed(log, f"{part.name}-{part.seed}")("measuring")
+    folders = {stage.kind: config.out / "evaluations" / stage.name for stage in stages}
+    value = measure(folders, shards.choose if part.name == CHOOSE else shards.val, plan, draws, powers)
+    value["seconds"] = sum(json.loads((folder / SECONDS).read_text()) for folder in folders.values())
     locate(file.parent).make_folder()
     locate(file).write(json.dumps(plain(value), allow_nan=False).encode())
     return value
@@ -203,12 +207,6 @@ def defined(value: Any) -> Any:
     if isinstance(value, list):
         return [defined(part) for part in value]
     return math.nan if value is None else value
-
-
-def minutes(out: Path, stages: Sequence[Stage]) -> float:
-    """How long trainings and evaluations took, all together."""
-    files = (out / "evaluations" / stage.name / SECONDS for stage in stages)
-    return sum(json.loads(file.read_text()) for file in files) / 60
 
 
 def shown_command(config: StudyConfig) -> str:

@@ -95,14 +95,14 @@ class Study:
                 f"trunk {self.epochs} epochs, heads {self.head_epochs}")  # fmt: skip
 
 
-SHAPES = ShapesConfig(train=400, val=300, seed=7)
+SHAPES = ShapesConfig(train=1000, val=300, seed=7)
 STUDIES = {
     # The smallest that shows anything: one seed chooses, two confirm, four heads.
     "quick": Study(
         "demo", 2, (1,), 1, (), ShapesConfig(train=240, val=120, seed=7),
         {name: IDEAS[name] for name in (FOREGROUND, "detections", "worth to AP")}, confirming=(1, 2),
     ),
-    "shapes": Study("demo", 6, (5,), 3, (2,), SHAPES, {**ABLATIONS, **IDEAS}),
+    "shapes": Study("demo", 3, (2,), 2, (1,), SHAPES, {**ABLATIONS, **IDEAS}),
     "nuclei": Study("small", 3, (2,), 3, (2,), counts=(100, 400)),
     "coco_sample": Study("small", 6, (5,), 3, (2,)),
 }  # fmt: skip

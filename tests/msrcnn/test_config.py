@@ -45,6 +45,7 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (MaskIoUConfig, "maskiou", "rois", ["all", ""]),
     (MaskIoUConfig, "maskiou", "unmatched", ["one", ""]),
     (MaskIoUConfig, "maskiou", "loss", ["l3", "L2"]),
+    (MaskIoUConfig, "maskiou", "goal", ["ap", "AP", "score"]),
     (MaskIoUConfig, "maskiou", "weight", [-1.0, NAN]),
     (SelectionConfig, "selection", "method", ["soft", "nms"]),
     (SelectionConfig, "selection", "iou_threshold", [0.0, 1.1, NAN]),
@@ -123,6 +124,7 @@ FORM = "FIELD=VALUE,... of the fields input, target, tau, weight, rois, unmatche
         (("target=2.0",), "model.heads = 'target=2.0' is not accepted; it must be target= and a number"),
         (("input=g",), "model.heads = 'input=g' is not accepted; maskiou.input = 'g' is not accepted; it must be a, b"),
         (("tau=nan",), "model.heads = 'tau=nan' is not accepted; maskiou.tau = nan is not accepted; it must be in"),
+        (("goal=ap",), "model.heads = 'goal=ap' is not accepted; maskiou.goal = 'ap' is not accepted; it must be"),
         (("input=a",), "model.heads = 'input=a' is not accepted; it must be another head than that of maskiou"),
         (("tau=0.5", "tau=.50"), "model.heads = 'tau=.50' is not accepted; it must be another head than those named"),
         (("input=b", "input=b,target=1"), "model.heads = 'input=b,target=1' is not accepted; it must be another head"),
@@ -158,6 +160,25 @@ def test_names_of_heads_beyond_the_paper() -> None:
     main = MaskIoUConfig(evidence=True)
     assert main.name_of(MaskIoUConfig()) == "evidence=false"
     assert main.variant("evidence=false") == MaskIoUConfig()
+
+
+def test_worth_to_ap_wants_all_detections_and_cross_entropy() -> None:
+    text = "tau=-1,rois=detections,loss=bce,goal=ap"
+    worth = MaskIoUConfig(tau=-1.0, rois="detections", loss="bce", goal="ap")
+    assert MaskIoUConfig().variant(text) == worth
+    assert MaskIoUConfig().name_of(worth) == "tau=-1.0,rois=detections,loss=bce,goal=ap"
+    config = ModelConfig(heads=(text,))
+    assert config.all_heads[1] == worth
+    assert model_config_from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    other: list[dict[str, Any]] = [
+        {"tau": 0.0}, {"rois": "both"}, {"rois": "proposals"}, {"loss": "l2"}, {"input": "none"}, {"enabled": False},
+    ]  # fmt: skip
+    for change in other:
+        with pytest.raises(InputError, match=r"maskiou\.goal = 'ap' .* rois=detections, tau=-1 and loss=bce"):
+            dataclasses.replace(worth, **change)
+    assert worth.reads_evidence
+    assert config.reads_evidence("detections")
+    assert not config.reads_evidence("proposals")
 
 
 def test_a_file_without_the_newer_fields_is_the_paper() -> None:

@@ -152,6 +152,7 @@ OPTIONS = [
     MaskIoUConfig(weight=2.0),
     MaskIoUConfig(rois="detections", tau=-1.0, unmatched="zero"),
     MaskIoUConfig(rois="both", target=3, evidence=True, balanced=True, loss="bce"),
+    MaskIoUConfig(rois="detections", tau=-1.0, loss="bce", goal="ap"),
 ]
 
 

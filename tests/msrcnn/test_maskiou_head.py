@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msrcnn.config import MaskIoUInput
 from msrcnn.mask_head import MaskHead
-from msrcnn.maskiou_head import MaskIoUHead, NoHead, balancing_weights, evidence_of, maskiou_loss
+from msrcnn.maskiou_head import MaskIoUHead, NoHead, balancing_weights, maskiou_loss
 
 CLASSES, CHANNELS, ROIS = 4, 8, 3
 DESIGNS = get_args(MaskIoUInput)
@@ -185,24 +185,15 @@ def test_balanced_bins_weigh_the_same() -> None:
     torch.testing.assert_close(filled, torch.full((9,), shares.sum().item() / 9))
 
 
-def test_evidence_by_hand() -> None:
-    """Probabilities 0.9 and 0.6 are foreground, 0.2 and 0.5 are not; a box of a quarter of its image."""
-    probability = torch.tensor([[[0.9, 0.2], [0.6, 0.5]], [[0.1, 0.1], [0.1, 0.1]]])
-    boxes, sizes = torch.tensor([[0.0, 0, 20, 10], [5, 5, 5, 5]]), torch.tensor([[20.0, 40], [30, 30]])
-    got = evidence_of(probability.logit(), torch.tensor([0.7, 0.3]), boxes, sizes)
-    want = torch.tensor([[0.75, (0.8 + 0.6 + 0.2 + 0) / 4, 0.7, math.log(0.25)], [0, 0.8, 0.3, math.log(1e-6)]])
-    torch.testing.assert_close(got, want)
-
-
 def test_a_head_with_evidence_sees_each_rois_own() -> None:
     torch.manual_seed(0)
     head = MaskIoUHead(CHANNELS, CHANNELS, 16, CLASSES, evidence=True)
     torch.nn.init.normal_(head.iou.weight)
-    assert head.fc1.weight.shape == (16, CHANNELS * 49 + 4)
+    assert head.fc1.weight.shape == (16, CHANNELS * 49 + 5)
     features, target, masks = inputs(head)
     evidence = noise(ROIS, 5, seed=5)
     base = head(features, target, masks, evidence)
-    for column in range(4):
+    for column in range(5):
         other = evidence.clone()
         other[1, column] += 5
         changed = (head(features, target, masks, other) != base).any(1)

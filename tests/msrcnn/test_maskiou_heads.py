@@ -215,7 +215,9 @@ def without_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("without_code")
 @pytest.mark.parametrize(
-    "more", [(), ("rois=both", "rois=detections,evidence=true", "loss=bce")], ids=["paper", "more"]
+    "more",
+    [(), ("rois=both", "rois=detections,evidence=true", "loss=bce", "tau=-1,rois=detections,loss=bce,goal=ap")],
+    ids=["paper", "more"],
 )
 def test_compiled_heads_have_the_same_losses(more: tuple[str, ...]) -> None:
     """All of them are compiled, though they run the same code in more forms than torch compiles by default."""
@@ -233,17 +235,18 @@ def test_compiled_heads_have_the_same_losses(more: tuple[str, ...]) -> None:
 
 def test_files_hold_heads_beyond_the_paper(tmp_path: Path) -> None:
     """Heads of other shapes find their own weights, and one without weights takes no place."""
-    heads = ("input=none", "evidence=true", "rois=detections,tau=-1.0")
+    heads = ("input=none", "evidence=true", "rois=detections,tau=-1.0", "tau=-1.0,rois=detections,loss=bce,goal=ap")
     many, categories = make_model(dataclasses.replace(CONFIG, heads=heads)), [(1, 1, "a"), (2, 2, "b"), (3, 3, "c")]
     save_model(tmp_path / "model.pt", many, DataConfig(), categories)
-    assert load_model(tmp_path / "model.pt").model.config.heads == (*heads[:2], "tau=-1.0,rois=detections")
+    assert load_model(tmp_path / "model.pt").model.config.heads == (*heads[:2], "tau=-1.0,rois=detections", heads[3])
     torch.manual_seed(5)
     other = MaskScoringRCNN(dataclasses.replace(
-        CONFIG, maskiou=MaskIoUConfig(input="none"), heads=("input=a,evidence=true", "input=a,tau=-1,rois=detections"),
+        CONFIG, maskiou=MaskIoUConfig(input="none"),
+        heads=("input=a,evidence=true", f"input=a,{heads[3]}", "input=a,tau=-1,rois=detections"),
     ))  # fmt: skip
     report = load_weights(other, str(tmp_path / "model.pt"), ["a", "b", "c"])
     assert report.missing == ()
-    for mine, theirs in ((0, 1), (1, 2)):
+    for mine, theirs in ((0, 1), (1, 3), (2, 2)):
         pairs = zip(other.heads[mine].parameters(), many.heads[theirs].parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
     assert {name.partition(": ")[2].partition(".")[0] for name in report.left_over} <= {"maskiou"}

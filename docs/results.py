@@ -1,0 +1,97 @@
+"""Writes docs/results.md and README's table from the studies in docs/results/: `python -m docs.results [OUT ...]`.
+
+Each OUT is the folder of a finished `msrcnn study`, whose results.json is taken in first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from msrcnn.errors import InputError
+from pipelines.study_measures import CLASS, ORACLE, PAPER
+from pipelines.study_plan import STUDIES
+from pipelines.study_table import grid, interval, markdown, named, shown
+
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+STORED = ROOT / "docs" / "results"
+ORDER = ("shapes", "nuclei", "coco_sample", "quick")
+BETWEEN = re.compile(r"(<!-- results: python -m docs.results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+INTRODUCTION = """\
+# Results
+
+Is the mask score better than the class score, and what is better still? Written by `python -m docs.results` from the
+`results.json` of finished studies in [docs/results/](results); [studies.md](studies.md) says how to repeat them.
+
+Read with this in mind: data sets and networks are small enough for a laptop (ResNet-18, some hundred to a thousand
+small images), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A variant and its
+powers were chosen on a part of the training images with a seed of its own, before validation was looked at; all other
+rows are there to explain, and were not chosen among on validation.
+"""
+
+
+def take(out: Path) -> None:
+    """Copies the results of a study into docs/results/.
+
+    Raises:
+        InputError: there are none.
+    """
+    file = out / "results.json"
+    if not file.exists():
+        raise InputError(f"{file}: not there; finish `msrcnn study` first")
+    results = json.loads(file.read_text())
+    STORED.mkdir(exist_ok=True)
+    (STORED / f"{results['study']}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def studies() -> Iterator[Mapping[str, Any]]:
+    """The results that are stored, in their order."""
+    assert set(ORDER) == set(STUDIES)
+    for name in ORDER:
+        file = STORED / f"{name}.json"
+        if file.exists():
+            yield json.loads(file.read_text())
+
+
+def page() -> str:
+    """docs/results.md."""
+    return "\n".join([INTRODUCTION, *_overview(), *(markdown(results) for results in studies())])
+
+
+def readme() -> str:
+    """README.md with its table."""
+    return BETWEEN.sub(lambda found: found[1] + "\n" + "\n".join(_overview()) + found[2], README.read_text())
+
+
+def _overview() -> Iterator[str]:
+    """The studies side by side."""
+
+    def row(results: Mapping[str, Any]) -> list[str]:
+        rankings, best = results["rankings"], results["variant"]["ranking"]
+        paper = rankings[f"{PAPER}^1"]
+        ap = (shown(rankings[name]["AP"]["mean"], ".1f") for name in (CLASS, f"{PAPER}^1", best, ORACLE))
+        closed = (interval(of["closed"], sign=False) for of in (paper, rankings[best]))
+        return [results["study"], *ap, *closed, interval(rankings[best]["over paper"]), named(best)]
+
+    titles = [
+        "mask AP by", "class score", "paper's mask score", "best variant", "oracle", "gap closed by the paper's head",
+        "by the best variant", "best variant over the paper's head", "which",
+    ]  # fmt: skip
+    yield from grid(titles, map(row, studies()))
+
+
+def main() -> None:
+    """Takes in what is named, then writes both files."""
+    for out in sys.argv[1:]:
+        take(Path(out))
+    PAGE.write_text(page())
+    README.write_text(readme())
+
+
+if __name__ == "__main__":
+    main()
