@@ -82,7 +82,8 @@ def _overview() -> Iterator[str]:
         "mask AP by", "class score", "paper's mask score", "best variant", "oracle", "gap closed by the paper's head",
         "by the best variant", "best variant over the paper's head", "which",
     ]  # fmt: skip
-    yield from grid(titles, map(row, studies()))
+    rows = list(map(row, studies()))
+    yield from grid(titles, rows) if rows else ("No study is stored yet.", "")
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ IDEAS = {
 }
 """Heads that go beyond the paper by what is new in them."""
 HEADS: dict[str, Any] = {"lr": 0.32, "warmup_factor": 0.02, "warmup_steps": 50, "clip_norm": 1.0}
-"""Solver of heads on a finished trunk. The whole detector's learning rate leaves them far from done: after two epochs of
-nuclei, correlation over all detections 0.84 at 0.04 for 16 images, 0.88 at 0.64 (images that neither had seen). Such a
-rate from the first step on, or a step of a large gradient, kills a head's units for good."""
+"""Solver of heads on a finished trunk. The whole detector's learning rate leaves them far from done: after two epochs
+of nuclei, correlation over all detections 0.84 at 0.04 for 16 images, 0.88 at 0.64 (images that neither had seen). Such
+a rate from the first step on, or a step of a large gradient, kills a head's units for good."""
 POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """b of s_cls * s_iou^b; as rankings these are all of s_cls^a * s_iou^b with a above 0."""
 

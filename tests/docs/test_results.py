@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from docs import results
 from msrcnn.errors import InputError
+from tests import studies
 
 
 def test_the_page_and_the_readme_are_what_the_results_say() -> None:
@@ -22,13 +22,15 @@ def test_the_readme_has_a_place_for_the_table() -> None:
 
 
 def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = shutil.copytree(results.STORED, tmp_path / "results")
-    file = next(iter(sorted(stored.glob("*.json"))))
-    value = json.loads(file.read_text())
-    value["rankings"]["class score"]["AP"]["mean"] = 12.345
-    file.write_text(json.dumps(value))
-    monkeypatch.setattr(results, "STORED", stored)
-    assert "| 12.35 ± " in results.page()
+    value = studies.results()
+    value["rankings"]["class score"]["AP"]["mean"] = 12.346
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text(json.dumps(value))
+    monkeypatch.setattr(results, "STORED", tmp_path / "stored")
+    assert "## quick" not in results.page()
+    results.take(tmp_path / "out")
+    assert "## quick" in results.page()
+    assert "12.35 ± " in results.page()
     assert "| 12.3 |" in results.readme()
 
 
