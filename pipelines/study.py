@@ -38,7 +38,7 @@ from pipelines.storage import ASIDE, exclusively, locate
 from pipelines.study_data import StudyShards, study_shards
 from pipelines.study_measures import measure
 from pipelines.study_options import StudyConfig
-from pipelines.study_plan import STUDIES, Study
+from pipelines.study_plan import CHOOSE, CONFIRM, STUDIES, Study
 from pipelines.study_results import best_powers, results_of
 from pipelines.study_table import markdown
 from pipelines.train import train
@@ -46,7 +46,6 @@ from pipelines.train import train
 STUDY = ".study.json"
 SECONDS = "seconds.json"
 """In an evaluation's folder: how long training and evaluation took; its presence means that both are done."""
-CHOOSE, CONFIRM = "choose", "confirm"
 KINDS = {CHOOSE: ("paper", "heads"), CONFIRM: ("paper", "heads", "nms", "plain")}
 """Of a seed, in their order: heads stand on the paper's trunk; nms is the paper's model with hard NMS (section 4.1); a
 Mask R-CNN alone says whether boxes suffer."""
@@ -145,14 +144,17 @@ def run_stage(config: StudyConfig, plan: Study, stage: Stage, shards: StudyShard
     else:
         train(
             TrainConfig(
-                preset=plan.preset, model=plan.model(stage.kind), solver=plan.solver(stage.kind, stage.seed),
+                preset=plan.preset, model=plan.model(stage.part, stage.kind),
+                solver=plan.solver(stage.part, stage.kind, stage.seed),
                 data=plan.data(), workers=config.workers, gpu=config.gpu, tracking=tracking, experiment="study",
                 shards=shards.fit if stage.part == CHOOSE else shards.train, run=run, register="", keep=1,
                 weights=str(paper) if stage.kind == "heads" else config.weights,
             ),
             log,
         )  # fmt: skip
-        model = with_selection(run / MODEL, run / "measured.pt", plan.model(stage.kind).selection, max(plan.counts))
+        model = with_selection(
+            run / MODEL, run / "measured.pt", plan.model(stage.part, stage.kind).selection, max(plan.counts)
+        )
     if not (evaluation / SUMMARY).exists() or (evaluation / UNFINISHED).exists():
         evaluate(
             EvaluateConfig(
@@ -182,10 +184,9 @@ def measured(
     config: StudyConfig, plan: Study, part: Part, shards: StudyShards, powers: Mapping[str, float],
     log: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """What a seed says; its stages are run if that is not known. Draws where a variant is confirmed."""
+    """What a seed says; its stages are run if that is not known."""
     file = config.out / "measured" / f"{part.name}-{part.seed}.json"
-    draws = config.draws if part.name == CONFIRM else 0
-    if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == draws:
+    if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == config.draws:
         return dict(value)
     every = list(stages_of(plan))
     stages = [stage for stage in every if (stage.part, stage.seed) == part]
@@ -193,7 +194,8 @@ def measured(
         run_stage(config, plan, stage, shards, timed(log, f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"))
     timed(log, f"{part.name}-{part.seed}")("measuring")
     folders = {stage.kind: config.out / "evaluations" / stage.name for stage in stages}
-    value = measure(folders, shards.choose if part.name == CHOOSE else shards.val, plan, draws, powers)
+    truth = shards.choose if part.name == CHOOSE else shards.val
+    value = measure(folders, truth, tuple(plan.heads(part.name)), plan.counts, config.draws, powers)
     value["seconds"] = sum(json.loads((folder / SECONDS).read_text()) for folder in folders.values())
     locate(file.parent).make_folder()
     locate(file).write(json.dumps(plain(value), allow_nan=False).encode())

@@ -25,7 +25,7 @@ from pipelines.manifest import read_manifest
 from pipelines.reading import row_groups
 from pipelines.scoring import categories_of, read_part
 from pipelines.storage import locate
-from pipelines.study_plan import POWERS, Study
+from pipelines.study_plan import POWERS
 
 Floats = npt.NDArray[np.float64]
 CLASS, ORACLE, PAPER, FROZEN = "class score", "oracle", "paper", "(a)"
@@ -87,35 +87,40 @@ def read_detected(evaluation: Path, shards: Path, most: int) -> Detected:
 
 
 def measure(
-    evaluations: Mapping[str, Path], shards: Path, plan: Study, draws: int, powers: Mapping[str, float]
+    evaluations: Mapping[str, Path],
+    shards: Path,
+    heads: Sequence[str],
+    most: Sequence[int],
+    draws: int,
+    powers: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything that a study's tables need of one seed: AP in percent, of boxes by class score; nan where undefined.
 
     Args:
         evaluations: folders by kind: paper, heads, and where there are such plain and nms.
         shards: what all of them were evaluated on.
-        plan: the study.
-        draws: of images; 0: none.
+        heads: short names of the further MaskIoU heads, in the order of the models'.
+        most: numbers of detections an image; all but AP of masks is of the first.
+        draws: of images.
         powers: by head, the power of its MaskIoU that was chosen elsewhere; drawn besides power 1.
 
     Raises:
         InputError: the evaluations are not of the same detections.
     """
-    most = max(plan.counts)
-    found = {kind: read_detected(folder, shards, most) for kind, folder in evaluations.items()}
+    found = {kind: read_detected(folder, shards, max(most)) for kind, folder in evaluations.items()}
     paper = found["paper"]
     images = len(paper.columns.image_ids)
-    counts = image_draws(images, draws, DRAWS_SEED) if draws else np.zeros((0, images), np.int64)
-    maskious = predicted(paper, found.pop("heads"), plan)
-    first = paper.order < plan.counts[0]
+    counts = image_draws(images, draws, DRAWS_SEED)
+    maskious = predicted(paper, found.pop("heads"), heads)
+    first = paper.order < most[0]
     with_class = {CLASS: paper.columns.class_scores, **maskious}
     return {
         "draws": draws,
         "images": images,
         "detections": len(paper.true),
-        "masks": mask_aps(paper, maskious, plan.counts, counts, powers),
-        "others": {kind: _others(kind, one, plan.counts[0], counts) for kind, one in found.items() if kind != "paper"},
-        "box": {kind: _ap(one.boxes, one.columns.class_scores, one.order < plan.counts[0], counts)
+        "masks": mask_aps(paper, maskious, most, counts, powers),
+        "others": {kind: _others(kind, one, most[0], counts) for kind, one in found.items() if kind != "paper"},
+        "box": {kind: _ap(one.boxes, one.columns.class_scores, one.order < most[0], counts)
                 for kind, one in found.items()},
         "agreement": {head: agreement(values[first], paper.true[first], paper.columns.image[first], counts)
                       for head, values in with_class.items()},
@@ -124,20 +129,20 @@ def measure(
     }  # fmt: skip
 
 
-def predicted(paper: Detected, heads: Detected, plan: Study) -> dict[str, Floats]:
+def predicted(paper: Detected, others: Detected, heads: Sequence[str]) -> dict[str, Floats]:
     """Predicted MaskIoU [N] of every head by its short name.
 
     Raises:
         InputError: the heads' detections are not the paper's.
     """
-    one, two = paper.columns, heads.columns
+    one, two = paper.columns, others.columns
     if not all(
         np.array_equal(getattr(one, name), getattr(two, name)) for name in ("image", "category", "class_scores")
     ):
         raise InputError("the heads' detections are not those of the trunk that they were trained on; evaluate both "
                          "with as many CPU threads")  # fmt: skip
-    by_head = two.head_maskious.reshape(len(two.image), len(plan.heads))  # [0, 0] where nothing was detected
-    further = dict(zip(plan.heads, by_head.T, strict=True))
+    by_head = two.head_maskious.reshape(len(two.image), len(heads))  # [0, 0] where nothing was detected
+    further = dict(zip(heads, by_head.T, strict=True))
     return {name: values.clip(0) for name, values in {PAPER: one.maskious, FROZEN: two.maskious, **further}.items()}
 
 

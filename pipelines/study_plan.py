@@ -10,6 +10,8 @@ from msrcnn.config import DataConfig, ModelConfig, SolverConfig
 from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.presets import find_preset
 
+CHOOSE, CONFIRM = "choose", "confirm"
+"""The parts of a study."""
 ABLATIONS = {
     "(b)": "input=b", "(c)": "input=c", "(d)": "input=d", "(e)": "input=e", "(f)": "input=f",
     "#2": "target=2", "#3": "target=3",
@@ -33,6 +35,8 @@ HEADS: dict[str, Any] = {"lr": 0.32, "warmup_factor": 0.02, "warmup_steps": 50, 
 """Solver of heads on a finished trunk. The whole detector's learning rate leaves them far from done: after two epochs
 of nuclei, correlation over all detections 0.84 at 0.04 for 16 images, 0.88 at 0.64 (images that neither had seen). Such
 a rate from the first step on, or a step of a large gradient, kills a head's units for good."""
+FINALISTS = {name: IDEAS[name] for name in (FOREGROUND, "detections, cross-entropy", "worth to AP")}
+"""Heads that are trained for longer, and with every seed that confirms."""
 POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """b of s_cls * s_iou^b; as rankings these are all of s_cls^a * s_iou^b with a above 0."""
 
@@ -44,9 +48,11 @@ class Study:
     Attributes:
         preset: that trunk, solver and sizes start from.
         epochs, decay: of the trunk's training.
-        head_epochs, head_decay: of the heads' training on the finished trunk.
+        head_epochs, head_decay: of the heads' training on the finished trunk where a variant is chosen.
+        final_epochs, final_decay: the same where it is confirmed.
         shapes: parameters of the built-in data set, if the study makes its own data.
-        heads: the further MaskIoU heads by their short names.
+        screened: the further MaskIoU heads, by their short names, where a variant is chosen.
+        confirmed: the same where it is confirmed: for longer, so fewer; a variant is one of both.
         choosing: seeds that train on one part of the training images and choose a variant on the other.
         confirming: seeds that train on all training images and are measured on validation.
         counts: numbers of detections an image at which AP is measured; the first is COCO's.
@@ -57,16 +63,24 @@ class Study:
     decay: tuple[int, ...]
     head_epochs: int
     head_decay: tuple[int, ...]
+    final_epochs: int
+    final_decay: tuple[int, ...]
     shapes: ShapesConfig | None = None
-    heads: Mapping[str, str] = field(default_factory=lambda: IDEAS)
+    screened: Mapping[str, str] = field(default_factory=lambda: IDEAS)
+    confirmed: Mapping[str, str] = field(default_factory=lambda: FINALISTS)
     choosing: tuple[int, ...] = (0,)
     confirming: tuple[int, ...] = (1, 2, 3)
     counts: tuple[int, ...] = (100,)
 
-    def model(self, kind: str) -> ModelConfig:
+    def heads(self, part: str) -> Mapping[str, str]:
+        """The further MaskIoU heads of a part."""
+        return self.screened if part == CHOOSE else self.confirmed
+
+    def model(self, part: str, kind: str) -> ModelConfig:
         """The detector of a training.
 
         Args:
+            part: choose or confirm.
             kind: plain (Mask R-CNN), paper (MaskIoU head and trunk together), or heads (all heads on a frozen trunk).
         """
         model = find_preset(self.preset).model
@@ -74,14 +88,16 @@ class Study:
             return replace(model, maskiou=replace(model.maskiou, enabled=False))
         if kind == "paper":
             return model
-        return replace(model, trained="maskiou", heads=tuple(self.heads.values()))
+        return replace(model, trained="maskiou", heads=tuple(self.heads(part).values()))
 
-    def solver(self, kind: str, seed: int) -> SolverConfig:
+    def solver(self, part: str, kind: str, seed: int) -> SolverConfig:
         """The schedule of a training."""
         solver = find_preset(self.preset).solver
         solver = replace(solver, precision="bfloat16", seed=seed)
         if kind == "heads":
-            return replace(solver, epochs=self.head_epochs, decay_epochs=self.head_decay, **HEADS)
+            short, long = (self.head_epochs, self.head_decay), (self.final_epochs, self.final_decay)
+            epochs, decay = short if part == CHOOSE else long
+            return replace(solver, epochs=epochs, decay_epochs=decay, **HEADS)
         return replace(solver, epochs=self.epochs, decay_epochs=self.decay)
 
     def data(self) -> DataConfig:
@@ -93,18 +109,18 @@ class Study:
         model, data = find_preset(self.preset).model, self.data()
         images = f"{data.short_side} pixels" + (f" to {data.long_side}" if data.long_side > data.short_side else "")
         return (f"Preset {self.preset} ({model.backbone}, {model.channels} channels, {images}), "
-                f"trunk {self.epochs} epochs, heads {self.head_epochs}")  # fmt: skip
+                f"trunk {self.epochs} epochs, heads {self.final_epochs}")  # fmt: skip
 
 
 SHAPES = ShapesConfig(train=1000, val=300, seed=7)
 STUDIES = {
     # The smallest that shows anything: one seed chooses, two confirm, four heads.
     "quick": Study(
-        "demo", 2, (1,), 1, (), ShapesConfig(train=240, val=120, seed=7),
-        {name: IDEAS[name] for name in (FOREGROUND, "detections", "worth to AP")}, confirming=(1, 2),
+        "demo", 2, (1,), 2, (1,), 2, (1,), ShapesConfig(train=240, val=120, seed=7),
+        FINALISTS, confirming=(1, 2),
     ),
-    "shapes": Study("demo", 3, (2,), 2, (1,), SHAPES, {**ABLATIONS, **IDEAS}),
-    "nuclei": Study("small", 3, (2,), 3, (2,), counts=(100, 400)),
-    "coco_sample": Study("small", 6, (5,), 3, (2,)),
+    "shapes": Study("demo", 3, (2,), 2, (1,), 4, (3,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
+    "nuclei": Study("small", 3, (2,), 3, (2,), 9, (7,), counts=(100, 400)),
+    "coco_sample": Study("small", 6, (5,), 3, (2,), 9, (7,)),
 }  # fmt: skip
 """The studies by name."""

@@ -6,7 +6,7 @@ draws, so that intervals of differences are those of pairs (`msrcnn.metrics.resa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -36,12 +36,12 @@ def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
     def ap(head: str, power: float) -> tuple[float, bool]:
         return _mean(m["masks"][ranking(head, power)]["AP"] for m in chosen), power == 1.0
 
-    return {head: max(POWERS, key=lambda power: ap(head, power)) for head in (PAPER, FROZEN, *plan.heads)}
+    return {head: max(POWERS, key=lambda power: ap(head, power)) for head in (PAPER, FROZEN, *plan.screened)}
 
 
 def best_variant(plan: Study, chosen: Sequence[Measured], powers: Mapping[str, float]) -> str:
-    """The head beyond the paper's tables with the highest mask AP, each with its own power."""
-    candidates = [name for name in plan.heads if name not in ABLATIONS and name != FOREGROUND]
+    """The head beyond the paper's tables with the highest mask AP, of those that are confirmed; each with its power."""
+    candidates = [name for name in plan.screened if name in plan.confirmed and name not in (*ABLATIONS, FOREGROUND)]
     return max(candidates, key=lambda head: _mean(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
 
 
@@ -97,19 +97,20 @@ def results_of(
     """
     seeds, variant = Seeds(confirmed), best_variant(plan, chosen, powers)
     best, foreground = ranking(variant, powers[variant]), FOREGROUND
-    names = dict.fromkeys(n for head in (PAPER, FROZEN, *plan.heads)
-                          for n in (ranking(head, 1.0), ranking(head, powers[head])))  # fmt: skip
-    paper = ranking(PAPER, 1.0)
-    rankings = {n: _row(seeds, plan, n) | {"over paper": seeds.difference(n, paper)} for n in names}
-    rankings |= {n: _row(seeds, plan, n) for n in (CLASS, ORACLE)}
-    heads = (CLASS, PAPER, FROZEN, *plan.heads)
+    heads = (CLASS, PAPER, FROZEN, *plan.confirmed)
+    of_maskiou = [
+        PAPER,
+        FROZEN,
+        *(n for n, text in plan.confirmed.items() if n not in ABLATIONS and "goal" not in text),
+    ]
     return {
         "study": name,
         "seeds": {"choosing": list(plan.choosing), "confirming": list(plan.confirming)},
         "images": confirmed[0]["images"],
-        "variant": {"head": variant, "options": plan.heads[variant], "power": powers[variant], "ranking": best},
-        "chosen": {n: _mean(m["masks"][n]["AP"] for m in chosen) for n in (CLASS, ORACLE, *names)},
-        "rankings": rankings,
+        "variant": {"head": variant, "options": plan.confirmed[variant], "power": powers[variant], "ranking": best},
+        "screened": _rankings(Seeds(chosen), plan, plan.screened, powers),
+        "screened agreement": {head: _agreement(Seeds(chosen), head) for head in (PAPER, FROZEN, *plan.screened)},
+        "rankings": _rankings(seeds, plan, plan.confirmed, powers),
         "best over foreground": {n: seeds.difference(best, n)
                                  for n in dict.fromkeys(ranking(foreground, p) for p in (1.0, powers[foreground]))},
         "gap": seeds.difference(ORACLE, CLASS),
@@ -118,10 +119,19 @@ def results_of(
         | {"difference": seeds.summary(lambda m: _minus(_values(m["box"]["paper"]), _values(m["box"]["plain"])))},
         "others": {f"{kind}, {by}": seeds.summary(_picked("others", kind, by))
                    for kind, of in confirmed[0]["others"].items() for by in of},
-        "limits": {head: _means([m["limits"][head] for m in confirmed]) for head in (PAPER, FROZEN, variant)},
-        "errors": {head: _errors([m["errors"][head] for m in confirmed]) for head in (PAPER, FROZEN, variant)},
+        "limits": {head: _means([m["limits"][head] for m in confirmed]) for head in of_maskiou},
+        "errors": {head: _errors([m["errors"][head] for m in confirmed]) for head in of_maskiou},
         "published": PUBLISHED,
     }  # fmt: skip
+
+
+def _rankings(seeds: Seeds, plan: Study, heads: Iterable[str], powers: Mapping[str, float]) -> dict[str, Any]:
+    """Each head at power 1 and at its own, class score and oracle."""
+    names = dict.fromkeys(n for head in (PAPER, FROZEN, *heads)
+                          for n in (ranking(head, 1.0), ranking(head, powers.get(head, 1.0))))  # fmt: skip
+    paper = ranking(PAPER, 1.0)
+    rows = {n: _row(seeds, plan, n) | {"over paper": seeds.difference(n, paper)} for n in names}
+    return rows | {n: _row(seeds, plan, n) for n in (CLASS, ORACLE)}
 
 
 def _row(seeds: Seeds, plan: Study, name: str) -> dict[str, Any]:
