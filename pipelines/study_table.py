@@ -90,8 +90,8 @@ def _rankings(results: Results) -> Iterator[str]:
 
 def _screening(results: Results) -> Iterator[str]:
     yield from (
-        "The same where a variant was chosen, with more heads and fewer epochs; intervals are over images and the seeds "
-        "that chose.",
+        "The same where a variant was chosen, with more heads and fewer epochs; intervals are over images and the "
+        "seeds that chose.",
         "",
     )
     yield from _table(results["screened"], results["screened agreement"], results["variant"]["ranking"])
