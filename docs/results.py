@@ -35,6 +35,14 @@ rows are there to explain, and were not chosen among on validation.
 """
 
 
+SECTION = """\
+## Does it help?
+
+Several training seeds each, 95% intervals over seeds and images: [docs/results.md](docs/results.md) has all of it, the
+paper's ablations and what goes beyond the paper; [docs/studies.md](docs/studies.md) says how to repeat it.
+"""
+
+
 def take(out: Path) -> None:
     """Copies the results of a study into docs/results/.
 
@@ -65,7 +73,8 @@ def page() -> str:
 
 def readme() -> str:
     """README.md with its table."""
-    return BETWEEN.sub(lambda found: found[1] + "\n" + "\n".join(_overview()) + found[2], README.read_text())
+    section = "\n".join([SECTION, *_overview()]) if list(studies()) else ""
+    return BETWEEN.sub(lambda found: found[1] + section + found[2], README.read_text())
 
 
 def _overview() -> Iterator[str]:

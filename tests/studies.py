@@ -16,7 +16,9 @@ from pipelines.study_results import best_powers, results_of
 
 HEADS = {FOREGROUND: "input=none", "detections": IDEAS["detections"], "worth to AP": IDEAS["worth to AP"],
          "(b)": "input=b", "#2": "target=2"}  # fmt: skip
-PLAN = Study("demo", 1, (), 1, (), ShapesConfig(12, 8, 96, seed=7), HEADS, confirming=(1, 2), counts=(100, 400))
+PLAN = Study(
+    "demo", 1, (), 1, (), 1, (), ShapesConfig(12, 8, 96, seed=7), HEADS, HEADS, confirming=(1, 2), counts=(100, 400)
+)
 DRAWS = 200
 LIMITS = ("none", "unmatched", "matched", "the smallest third", "all")
 
@@ -29,7 +31,7 @@ def said(seed: int, draws: int = DRAWS, plan: Study = PLAN) -> dict[str, Any]:
         value = float(rng.uniform(low, high))
         return {"AP": value, "AP50": 1.4 * value, "AP75": value, "draws": (value + rng.normal(0, 1, draws)).tolist()}
 
-    heads = (PAPER, FROZEN, *plan.heads)
+    heads = (PAPER, FROZEN, *plan.confirmed)
     masks = {CLASS: number(20, 21), ORACLE: number(30, 31)}
     masks |= {ranking(head, power): number(22, 28) for head in heads for power in POWERS}
     agreement = {}
@@ -53,7 +55,7 @@ def said(seed: int, draws: int = DRAWS, plan: Study = PLAN) -> dict[str, Any]:
 
 def results(plan: Study = PLAN, confirmed: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """Of a study, as results.json has them."""
-    chosen = [said(seed, 0, plan) for seed in plan.choosing]
+    chosen = [said(seed, DRAWS, plan) for seed in plan.choosing]
     confirmed = confirmed or [said(seed, DRAWS, plan) for seed in plan.confirming]
     found = results_of("quick", plan, chosen, confirmed, best_powers(plan, chosen)) | {
         "made": {"machine": "2 CPUs", "time": "today"}, "command": "msrcnn study quick --out OUT", "minutes": 7.0,

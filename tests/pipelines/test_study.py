@@ -13,7 +13,7 @@ from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS, Preset
 from pipelines.study import check_folder, stages_of, study
 from pipelines.study_options import StudyConfig
-from pipelines.study_plan import ABLATIONS, FOREGROUND, STUDIES
+from pipelines.study_plan import ABLATIONS, CHOOSE, CONFIRM, FOREGROUND, STUDIES
 from pipelines.verbs import parse
 from tests.studies import PLAN
 from tests.training_runs import SIZE, SMALL
@@ -44,13 +44,18 @@ def test_options():
 def test_plans_are_of_configurations_that_there_are(name):
     """Every head is one, no two are the same; no seed both chooses and confirms; a variant can be chosen."""
     plan = STUDIES[name]
-    assert len(plan.model("heads").heads) == len(plan.heads)
-    assert (plan.model("heads").trained, plan.model("plain").maskiou.enabled) == ("maskiou", False)
+    for part in (CHOOSE, CONFIRM):
+        assert len(plan.model(part, "heads").heads) == len(plan.heads(part))
+        assert (plan.model(part, "heads").trained, plan.model(part, "plain").maskiou.enabled) == ("maskiou", False)
+        assert FOREGROUND in plan.heads(part)
     assert not {*plan.choosing} & {*plan.confirming}
-    assert {*plan.heads} - {*ABLATIONS, FOREGROUND}
-    assert FOREGROUND in plan.heads
-    for kind, epochs in (("paper", plan.epochs), ("heads", plan.head_epochs)):
-        assert (plan.solver(kind, 5).epochs, plan.solver(kind, 5).seed) == (epochs, 5)
+    assert {*plan.screened} & {*plan.confirmed} - {*ABLATIONS, FOREGROUND}
+    assert all(plan.confirmed[name] == text for name, text in plan.screened.items() if name in plan.confirmed)
+    for part, heads in ((CHOOSE, plan.head_epochs), (CONFIRM, plan.final_epochs)):
+        for kind, epochs in (("paper", plan.epochs), ("heads", heads)):
+            solver = plan.solver(part, kind, 5)
+            assert (solver.epochs, solver.seed) == (epochs, 5)
+            assert all(epoch < epochs for epoch in solver.decay_epochs)
     names = [stage.name for stage in stages_of(plan)]
     assert len(names) == len({*names}) == 2 * len(plan.choosing) + 4 * len(plan.confirming)
     assert all(names.index(n) > names.index(n.replace("heads", "paper")) for n in names if n.endswith("heads"))
@@ -130,7 +135,7 @@ def test_a_study_from_shapes_to_tables(tmp_path: Path) -> None:
 
 def check_against_evaluations(out: Path, results: dict) -> None:
     """`msrcnn evaluate` has computed mask AP of all detections, here 50 an image, in another way."""
-    heads = dict(zip(TINY.heads, TINY.model("heads").heads, strict=True))  # as evaluations name them
+    heads = dict(zip(TINY.confirmed, TINY.model(CONFIRM, "heads").heads, strict=True))  # as evaluations name them
     for number, seed in enumerate(TINY.confirming):
         paper, of_heads, plain = (
             json.loads((out / "evaluations" / f"confirm-{seed}-{kind}" / "summary.json").read_text())

@@ -32,7 +32,7 @@ from pipelines.study_measures import (
     read_detected,
 )
 from tests.mask_ap import by_pycocotools, crowded, scored_rows
-from tests.studies import PLAN
+from tests.studies import HEADS
 
 CATEGORIES = ((1, "disc"), (2, "ring"))
 
@@ -139,15 +139,15 @@ def test_scores_are_rounded_as_stored_ones():
 def test_heads_that_saw_other_detections_are_refused(scene):
     _, _, detected = scene
     rows = len(detected.true)
-    columns = replace(detected.columns, head_maskious=np.arange(rows * len(PLAN.heads), dtype=float).reshape(rows, -1))
+    columns = replace(detected.columns, head_maskious=np.arange(rows * len(HEADS), dtype=float).reshape(rows, -1))
     heads = replace(detected, columns=columns)
-    found = predicted(detected, heads, PLAN)
-    assert list(found) == [PAPER, FROZEN, *PLAN.heads]
-    assert (found["(b)"] == columns.head_maskious[:, list(PLAN.heads).index("(b)")]).all()
+    found = predicted(detected, heads, tuple(HEADS))
+    assert list(found) == [PAPER, FROZEN, *HEADS]
+    assert (found["(b)"] == columns.head_maskious[:, list(HEADS).index("(b)")]).all()
     assert (found[PAPER] == detected.columns.maskious.clip(0)).all()
     other = replace(columns, class_scores=columns.class_scores + np.eye(1, rows)[0])
     with pytest.raises(InputError, match="not those of the trunk that they were trained on"):
-        predicted(detected, replace(heads, columns=other), PLAN)
+        predicted(detected, replace(heads, columns=other), tuple(HEADS))
 
 
 def test_nothing_detected(scene):
@@ -156,8 +156,8 @@ def test_nothing_detected(scene):
     rankings.update(scene[0], [])
     none, no_index = np.zeros(0), np.zeros(0, np.int64)
     empty = Detected(rankings, rankings, rankings.columns, none, none, no_index)
-    maskious = predicted(empty, empty, PLAN)
-    assert [len(values) for values in maskious.values()] == [0] * (2 + len(PLAN.heads))
+    maskious = predicted(empty, empty, tuple(HEADS))
+    assert [len(values) for values in maskious.values()] == [0] * (2 + len(HEADS))
     aps = mask_aps(empty, maskious, (100,), image_draws(len(scene[0]), 10, 0), {})
     assert {of["AP"] for of in aps.values()} == {0}
     assert {*limits(empty, none, none.astype(bool)).values()} == {0}

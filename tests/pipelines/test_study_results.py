@@ -106,18 +106,18 @@ def test_differences_are_of_pairs():
 
 
 def test_the_best_power_is_that_of_the_choosing_seeds_mean():
-    base = {ranking(head, power): 20.0 for head in (PAPER, FROZEN, *PLAN.heads) for power in POWERS}
+    base = {ranking(head, power): 20.0 for head in (PAPER, FROZEN, *PLAN.screened) for power in POWERS}
     one = with_aps({**base, "detections^0.5": 30.0, "detections^4": 29.0, "(b)^2": 20.5})
     two = with_aps({**base, "detections^0.5": 20.0, "detections^4": 29.0})
     powers = best_powers(PLAN, [one, two])
     assert powers["detections"] == 4  # 29 and 29 before 30 and 20
     assert powers["(b)"] == 2
     assert powers["worth to AP"] == 1  # all alike
-    assert list(powers) == [PAPER, FROZEN, *PLAN.heads]
+    assert list(powers) == [PAPER, FROZEN, *PLAN.screened]
 
 
 def test_the_variant_is_a_head_beyond_the_papers_tables():
-    powers = dict.fromkeys((PAPER, FROZEN, *PLAN.heads), 1.0)
+    powers = dict.fromkeys((PAPER, FROZEN, *PLAN.screened), 1.0)
     low = {ranking(head, 1.0): 20.0 for head in powers}
     ahead = {f"{FOREGROUND}^1": 40.0, "(b)^1": 39.0, "#2^1": 38.0, "paper^1": 37.0, "(a)^1": 36.0}
     assert best_variant(PLAN, [with_aps({**low, **ahead, "worth to AP^1": 21.0})], powers) == "worth to AP"
@@ -129,13 +129,13 @@ def test_the_variant_is_a_head_beyond_the_papers_tables():
 
 def test_what_confirms_does_not_choose():
     """The variant and its power follow from the choosing seeds alone, however good another is on validation."""
-    chosen = [with_aps({"worth to AP^2": 90.0}, said(0, 0))]
+    chosen = [with_aps({"worth to AP^2": 90.0}, said(0))]
     confirmed = [with_aps({"detections^4": 99.0}, said(seed)) for seed in (1, 2)]
     powers = best_powers(PLAN, chosen)
     found = results_of("quick", PLAN, chosen, confirmed, powers)
-    assert found["variant"] == {"head": "worth to AP", "options": PLAN.heads["worth to AP"], "power": 2.0,
+    assert found["variant"] == {"head": "worth to AP", "options": PLAN.confirmed["worth to AP"], "power": 2.0,
                                 "ranking": "worth to AP^2"}  # fmt: skip
-    assert found["chosen"]["worth to AP^2"] == 90
+    assert found["screened"]["worth to AP^2"]["AP"]["mean"] == 90
     against = {"mean foreground probability^1", ranking(FOREGROUND, powers[FOREGROUND])}
     assert {*found["best over foreground"]} == against
     for name, of in found["best over foreground"].items():

@@ -24,7 +24,8 @@ SHOWN = [
     "box/plain/deviation", "box/difference/mean", "box/difference/low", "others/plain, class score/mean",
     "others/nms, class score/mean", "others/nms, mask score/deviation", "limits/paper/none", "limits/paper/matched",
     "limits/(a)/all", "errors/paper/0/bias", "errors/(a)/3/error", "data/train", "data/choose", "data/fit", "data/val",
-    "minutes", "variant/power",
+    "minutes", "variant/power", "screened/class score/AP/mean", "screened/paper^1/gain/low",
+    "screened agreement/paper/pearson, matched/mean",
 ]  # fmt: skip
 """Numbers of results.json that the tables show."""
 
@@ -51,8 +52,9 @@ def test_nothing_but_results_json_is_needed():
     assert markdown(results()) == markdown(results())
     text = markdown(results())
     best = results()["variant"]["head"]
-    assert len(re.findall(rf"^\| \*\*{best}", text, re.MULTILINE)) == 1  # in bold, and no other ranking
-    assert text.count("**") == 2
+    found = re.findall(rf"^\| \*\*{best}", text, re.MULTILINE)  # in bold, where it is chosen and where confirmed
+    assert len(found) == 2
+    assert text.count("**") == 4
     assert f"(`{HEADS[best]}`, class score x MaskIoU^" in text
     for row in re.findall(r"^\| (?!---)(.*) \|$", text, re.MULTILINE):
         assert row.split(" | ")[0].strip("*")
@@ -91,7 +93,7 @@ def test_pairs_in_the_papers_order():
 
 def test_a_study_without_ablations_has_no_table_of_them():
     heads = {name: text for name, text in HEADS.items() if name in (FOREGROUND, "detections")}
-    text = markdown(results(replace(PLAN, heads=heads)))
+    text = markdown(results(replace(PLAN, screened=heads, confirmed=heads)))
     assert "Tables 4 to 6" not in text
     assert "with hard NMS" in text
     assert CLASS in text
