@@ -85,6 +85,7 @@ def space(tmp_path: Path, text: str) -> str:
     return str(tmp_path / "mine.toml")
 
 
+@pytest.mark.slow
 def test_a_users_space_by_path_with_a_row_that_fails(shards, tmp_path):
     """The other row goes on, both are in the report, the exit code says that something is missing."""
     file = space(tmp_path, f"""

@@ -114,6 +114,7 @@ def test_what_train_refuses_before_it_starts(trained, shards, tmp_path):
         train(replace(config, run=tmp_path / "full"))
 
 
+@pytest.mark.slow
 def test_a_finished_detector_is_calibrated(trained, tmp_path):
     """The weights of another run are where training begins; all but the MaskIoU head stays as it was there."""
     from pipelines.train import train
@@ -234,6 +235,7 @@ def test_an_undecodable_image_becomes_an_error_row(trained, shards, tmp_path):
     assert any("images that failed: 1" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_an_undecodable_image_stops_training_with_its_id(shards, tmp_path):
     from pipelines.train import train
 
