@@ -83,7 +83,7 @@ def study(config: StudyConfig, log: Callable[[str], None] = print) -> None:
     check_folder(config, plan)
     with exclusively(locate(out), "studying into"), connect(config.address):
         shards = study_shards(out, plan.shapes or config.data or out, config.address, log)
-        chosen = [measured(config, plan, Part(CHOOSE, seed), shards, {}, log) for seed in plan.choosing]
+        chosen = [measured(config, plan, Part(CHOOSE, seed), shards, None, log) for seed in plan.choosing]
         powers = best_powers(plan, chosen)
         confirmed = [measured(config, plan, Part(CONFIRM, seed), shards, powers, log) for seed in plan.confirming]
     results = plain(results_of(config.name, plan, chosen, confirmed, powers) | {
@@ -181,7 +181,7 @@ def with_selection(model: Path, other: Path, selection: SelectionConfig, top_k: 
 
 
 def measured(
-    config: StudyConfig, plan: Study, part: Part, shards: StudyShards, powers: Mapping[str, float],
+    config: StudyConfig, plan: Study, part: Part, shards: StudyShards, powers: Mapping[str, float] | None,
     log: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """What a seed says; its stages are run if that is not known."""

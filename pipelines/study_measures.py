@@ -92,7 +92,7 @@ def measure(
     heads: Sequence[str],
     most: Sequence[int],
     draws: int,
-    powers: Mapping[str, float],
+    powers: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Everything that a study's tables need of one seed: AP in percent, of boxes by class score; nan where undefined.
 
@@ -102,7 +102,8 @@ def measure(
         heads: short names of the further MaskIoU heads, in the order of the models'.
         most: numbers of detections an image; all but AP of masks is of the first.
         draws: of images.
-        powers: by head, the power of its MaskIoU that was chosen elsewhere; drawn besides power 1.
+        powers: by head, the power of its MaskIoU that was chosen elsewhere, drawn besides power 1; None where it is
+            being chosen: every power is drawn.
 
     Raises:
         InputError: the evaluations are not of the same detections.
@@ -148,7 +149,7 @@ def predicted(paper: Detected, others: Detected, heads: Sequence[str]) -> dict[s
 
 def mask_aps(
     found: Detected, maskious: Mapping[str, Floats], most: Sequence[int], counts: npt.NDArray[np.int64],
-    powers: Mapping[str, float],
+    powers: Mapping[str, float] | None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Mask AP of each ranking by its name.
 
@@ -164,7 +165,9 @@ def mask_aps(
     columns = {CLASS: scores, ORACLE: oracle}
     for head, values in maskious.items():
         columns |= {ranking(head, power): fused(scores, values, power) for power in POWERS}
-    drawn = {CLASS, ORACLE, *(ranking(head, p) for head in maskious for p in (1.0, powers.get(head, 1.0)))}
+    drawn = {CLASS, ORACLE}
+    for head in maskious:
+        drawn |= {ranking(head, p) for p in (POWERS if powers is None else (1.0, powers.get(head, 1.0)))}
     aps: dict[str, dict[str, Any]] = {}
     for name, column in columns.items():
         draws = counts if name in drawn else counts[:0]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from msrcnn.metrics.resampling import LEVELS, seed_means
+from msrcnn.metrics.resampling import LEVELS, hierarchical, seed_means
 from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER, ranking
 from pipelines.study_plan import ABLATIONS, FOREGROUND, POWERS, Study
 
@@ -59,9 +59,9 @@ class Seeds:
             pick: gives of a seed the number on all images, and on each draw [R].
         """
         points, draws = zip(*(pick(m) for m in self.measured), strict=True)
-        low, high = np.percentile(seed_means(draws, SEED), LEVELS)
+        found = hierarchical(draws, points, SEED)
         deviation = float(np.std(points, ddof=1)) if len(points) > 1 else float("nan")
-        return {"mean": _mean(points), "deviation": deviation, "low": float(low), "high": float(high),
+        return {"mean": found.value, "deviation": deviation, "low": found.low, "high": found.high,
                 "seeds": list(points)}  # fmt: skip
 
     def difference(self, one: str, other: str) -> dict[str, Any]:

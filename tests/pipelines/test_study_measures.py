@@ -215,3 +215,14 @@ def test_stored_detections_and_what_is_true_of_them(shards, tmp_path):
         by_score = found.order[of_image][np.argsort(-columns.class_scores[of_image])]
         assert (by_score == np.arange(of_image.sum())).all()
     assert (found.area > 0).all()
+
+
+def test_where_powers_are_chosen_every_ranking_has_draws(scene):
+    """Tables of what was screened show each head at the power that comes out of it."""
+    _, _, detected = scene
+    values = {PAPER: detected.columns.maskious.clip(0), "detections": detected.columns.class_scores}
+    counts = image_draws(len(detected.columns.image_ids), 5, 0)
+    assert all("draws" in of for of in mask_aps(detected, values, (100,), counts, None).values())
+    known = mask_aps(detected, values, (100,), counts, {"detections": 4.0})
+    drawn = {name for name, of in known.items() if "draws" in of}
+    assert drawn == {"class score", "oracle", "paper^1", "detections^1", "detections^4"}
