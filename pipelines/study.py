@@ -29,7 +29,7 @@ from msrcnn.errors import InputError
 from msrcnn.weights import load_model, save_model
 from pipelines.evaluate import evaluate
 from pipelines.manifest import read_manifest
-from pipelines.options import EvaluateConfig, TrainConfig
+from pipelines.options import EvaluateConfig, TrainConfig, worker_range
 from pipelines.progress import duration
 from pipelines.provenance import made
 from pipelines.reporting import SUMMARY, UNFINISHED, plain
@@ -159,7 +159,8 @@ def run_stage(config: StudyConfig, plan: Study, stage: Stage, shards: StudyShard
         evaluate(
             EvaluateConfig(
                 model=model, shards=shards.choose if stage.part == CHOOSE else shards.val, out=evaluation,
-                gpu=config.gpu, tracking=tracking, experiment="study", bootstrap=0, figures=False,
+                gpu=config.gpu, actors=worker_range(config.workers)[1], tracking=tracking, experiment="study",
+                bootstrap=0, figures=False,
             ),
             log,
         )  # fmt: skip

@@ -28,8 +28,8 @@ class StudyConfig:
     VAL/, where the names are train and val, or train2017 and val2017"""
     weights: str | None = None
     """weights that every trunk starts from, as `msrcnn train --weights`; nuclei and coco_sample want ImageNet's"""
-    workers: str = "2"
-    """training processes: a number, or MIN:MAX"""
+    workers: str = "1"
+    """processes that train and that detect: a number, or MIN:MAX; one keeps all cores of a machine without GPUs busy"""
     gpu: bool = False
     """one GPU a training worker and inference process"""
     draws: int = 1000
