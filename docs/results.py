@@ -1,20 +1,25 @@
 """Writes docs/results.md and README's table from the studies in docs/results/: `python -m docs.results [OUT ...]`.
 
-Each OUT is the folder of a finished `msrcnn study`, whose results.json is taken in first.
+Each OUT is the folder of a finished `msrcnn study`, of which results.json and what each seed measured, with every draw,
+are taken in first.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from msrcnn.errors import InputError
+from pipelines.reporting import plain
+from pipelines.study import MEASURED, defined
 from pipelines.study_measures import CLASS, ORACLE, PAPER
-from pipelines.study_plan import STUDIES
+from pipelines.study_plan import CHOOSE, CONFIRM, STUDIES
+from pipelines.study_results import best_powers, results_of
 from pipelines.study_table import grid, interval, markdown, named, shown
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +31,8 @@ INTRODUCTION = """\
 # Results
 
 Is the mask score better than the class score, and what is better still? Written by `python -m docs.results` from the
-`results.json` of finished studies in [docs/results/](results); [studies.md](studies.md) says how to repeat them.
+`results.json` of finished studies in [docs/results/](results), which follow from what each seed measured in its folder
+`measured`; [studies.md](studies.md) says how to repeat them.
 
 Read with this in mind: data sets and networks are small enough for a laptop (ResNet-18, some hundred to a thousand
 small images), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A variant and its
@@ -55,6 +61,9 @@ def take(out: Path) -> None:
     results = json.loads(file.read_text())
     STORED.mkdir(exist_ok=True)
     (STORED / f"{results['study']}.json").write_text(json.dumps(results, indent=1) + "\n")
+    seeds = STORED / MEASURED / results["study"]
+    shutil.rmtree(seeds, ignore_errors=True)
+    shutil.copytree(out / MEASURED, seeds)
 
 
 def studies() -> Iterator[Mapping[str, Any]]:
@@ -64,6 +73,16 @@ def studies() -> Iterator[Mapping[str, Any]]:
         file = STORED / f"{name}.json"
         if file.exists():
             yield json.loads(file.read_text())
+
+
+def computed(name: str) -> dict[str, Any]:
+    """The numbers of a study once more, from what each seed measured."""
+    plan, folder = STUDIES[name], STORED / MEASURED / name
+    chosen, confirmed = (
+        [defined(json.loads((folder / f"{part}-{seed}.json").read_text())) for seed in seeds]
+        for part, seeds in ((CHOOSE, plan.choosing), (CONFIRM, plan.confirming))
+    )
+    return dict(plain(results_of(name, plan, chosen, confirmed, best_powers(plan, chosen))))
 
 
 def page() -> str:

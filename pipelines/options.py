@@ -81,7 +81,8 @@ class TrainingOptions:
     """What the verbs that train have in common."""
 
     preset: str = "r18-fpn"
-    """settings to start from, by the paper's name; the options below change single fields"""
+    """settings to start from, by the paper's name; the options below change single fields. NAME+ap trains a MaskIoU
+    head for AP on a finished detector of that preset (docs/training.md)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -44,12 +44,12 @@ from pipelines.study_table import markdown
 from pipelines.train import train
 
 STUDY = ".study.json"
+MEASURED = "measured"
+"""What seeds say: PART-SEED.json."""
 SECONDS = "seconds.json"
 """In an evaluation's folder: how long training and evaluation took; its presence means that both are done."""
-KINDS = {CHOOSE: ("paper", "heads"), CONFIRM: ("paper", "heads", "nms", "plain")}
-"""Of a seed, in their order: heads stand on the paper's trunk; nms is the paper's model with hard NMS (section 4.1); a
-Mask R-CNN alone says whether boxes suffer."""
 HARD_NMS = SelectionConfig(method="hard", iou_threshold=0.5, score_threshold=0.05)
+"""Of the kind nms (section 4.1)."""
 
 
 class Part(NamedTuple):
@@ -107,7 +107,7 @@ def stages_of(plan: Study) -> Iterator[Stage]:
     """What a study trains, in order."""
     for part, seeds in ((CHOOSE, plan.choosing), (CONFIRM, plan.confirming)):
         for seed in seeds:
-            yield from (Stage(part, seed, kind) for kind in KINDS[part])
+            yield from (Stage(part, seed, kind) for kind in plan.kinds(part))
 
 
 def check_folder(config: StudyConfig, plan: Study) -> None:
@@ -186,7 +186,7 @@ def measured(
     log: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """What a seed says; its stages are run if that is not known."""
-    file = config.out / "measured" / f"{part.name}-{part.seed}.json"
+    file = config.out / MEASURED / f"{part.name}-{part.seed}.json"
     if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == config.draws:
         return dict(value)
     every = list(stages_of(plan))

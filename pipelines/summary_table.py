@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -37,10 +38,11 @@ def summary_lines(summary: Summary) -> Iterable[str]:
     for title, values in rows:
         table.add_row(title, *(percent(values[name]) for name in METRICS))
     yield drawn(table)
-    low, high = ap.gain_interval
+    low, high = ap.gain_interval  # nan without draws
+    drawn_too = f", 95% interval {100 * low:+.1f} to {100 * high:+.1f} (bootstrap over images)"
     yield (
-        f"gain by mask score {100 * ap.gain:+.1f} AP, 95% interval {100 * low:+.1f} to {100 * high:+.1f} "
-        f"(bootstrap over images); oracle gap {100 * ap.oracle_gap:.1f} AP, closed {ap.oracle_gap_closed:.2f}"
+        f"gain by mask score {100 * ap.gain:+.1f} AP{'' if math.isnan(low) else drawn_too}; "
+        f"oracle gap {100 * ap.oracle_gap:.1f} AP, closed {ap.oracle_gap_closed:.2f}"
     )
     for title, part in (
         ("detections", summary.maskiou.all_detections),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import operator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +29,7 @@ def test_the_readme_has_a_place_for_the_table() -> None:
 def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = studies.results()
     value["rankings"]["class score"]["AP"]["mean"] = 12.346
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "measured").mkdir(parents=True)
     (tmp_path / "out" / "results.json").write_text(json.dumps(value))
     monkeypatch.setattr(results, "STORED", tmp_path / "stored")
     assert "## quick" not in results.page()
@@ -32,6 +37,34 @@ def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pyte
     assert "## quick" in results.page()
     assert "12.35 ± " in results.page()
     assert "| 12.3 |" in results.readme()
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(results.STORED.glob("*.json"))])
+def test_stored_results_follow_from_what_each_seed_measured(name: str) -> None:
+    found = json.loads((results.STORED / f"{name}.json").read_text())
+    again = json.loads(json.dumps(results.computed(name), allow_nan=False))
+    assert {*again} == {*found} - {"made", "command", "trunk", "minutes", "data"}
+    differing = [path for path, value in leaves(again) if not close(value, at(found, path))]
+    assert not differing, f"docs/results/{name}.json is not of docs/results/measured/{name}: {differing[:5]}"
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every number and text with where it is."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, (*path, key))
+    else:
+        yield path, value
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    return functools.reduce(operator.getitem, path, value)
+
+
+def close(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)  # numpy's sums depend on the processor
+    return bool(one == other)
 
 
 def test_a_study_that_is_not_finished_is_refused(tmp_path: Path) -> None:

@@ -52,6 +52,19 @@ def test_unknown_preset_lists_those_there_are() -> None:
         find_preset("r99")
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_with_a_head_for_ap_the_detector_is_the_same(name: str) -> None:
+    """So that a finished run's weights fit; docs/results.md has what the head is worth."""
+    plain, better = find_preset(name), find_preset(name + "+ap")
+    assert better.data == plain.data
+    assert (better.model.trained, better.model.maskiou.goal) == ("maskiou", "ap")
+    assert dataclasses.replace(better.model, trained="all", maskiou=plain.model.maskiou) == plain.model
+    assert better.solver.epochs == plain.solver.epochs
+    assert better.solver.lr >= 4 * plain.solver.lr  # what a head alone needs
+    with pytest.raises(InputError, match=r"r99\+ap: no such preset; there are r18-fpn.*each with \+ap"):
+        find_preset("r99+ap")
+
+
 def test_the_row_without_a_pyramid() -> None:
     """Tables 2 and 3, first rows: C4 alone with five octaves of anchors, res5 in the heads."""
     preset = find_preset("r101-c4")

@@ -18,7 +18,9 @@ SHOWN = [
     "rankings/class score/AP75/mean", "rankings/class score/AP at 400/mean", "rankings/paper^1/gain/low",
     "rankings/paper^1/closed/mean", "rankings/paper^1/closed/high", "rankings/(a)^1/over paper/low",
     "rankings/oracle/AP/mean", "rankings/oracle/gain/high", "agreement/class score/pearson, all/mean",
-    "agreement/paper/pearson, matched/mean", "agreement/paper/pearson, all/high", "gap/mean", "gap/low", "gap/high",
+    "agreement/paper/pearson, matched/mean", "agreement/paper/pearson, all/high",
+    "agreement/detections/spearman, all/mean", "agreement/(a)/spearman, matched/mean",
+    "gap/mean", "gap/low", "gap/high",
     "best over foreground/mean foreground probability^1/mean", "rankings/(b)^1/gain/mean", "rankings/#2^1/gain/high",
     "published/(b)", "published/class score", "agreement/(b)/pearson, all/mean", "box/paper/mean",
     "box/plain/deviation", "box/difference/mean", "box/difference/low", "others/plain, class score/mean",
@@ -76,7 +78,8 @@ def test_what_is_not_defined_is_a_dash():
     seed["limits"] = {head: dict.fromkeys(of, float("nan")) for head, of in seed["limits"].items()}
     text = markdown(results(replace(PLAN, confirming=(1,)), [seed]))
     assert not re.search(r"\b(nan|None|inf|null)\b", text)
-    assert "| class score | - | - | - | - |  |  |  | - | - |" in text
+    assert "| class score | - | - | - | - |  |  |  |" in text
+    assert "| class score | - | - | - | - |\n" in text
     assert "closes - of the oracle gap of - AP" in text
     assert "0 of 0 pairs" in text
 
@@ -97,6 +100,13 @@ def test_a_study_without_ablations_has_no_table_of_them():
     assert "Tables 4 to 6" not in text
     assert "with hard NMS" in text
     assert CLASS in text
+
+
+def test_a_study_without_hard_nms_has_no_line_of_it():
+    found = results()
+    found["others"] = {name: of for name, of in found["others"].items() if not name.startswith("nms")}
+    assert "hard NMS" not in markdown(found)
+    assert "Box AP with" in markdown(found)
 
 
 def test_numbers_as_texts():
