@@ -17,7 +17,7 @@ from typing import Any
 from msrcnn.errors import InputError
 from pipelines.reporting import plain
 from pipelines.study import MEASURED, defined
-from pipelines.study_measures import CLASS, ORACLE, PAPER
+from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER
 from pipelines.study_plan import CHOOSE, CONFIRM, STUDIES
 from pipelines.study_results import best_powers, results_of
 from pipelines.study_table import grid, interval, markdown, named, shown
@@ -35,9 +35,9 @@ Is the mask score better than the class score, and what is better still? Written
 `measured`; [studies.md](studies.md) says how to repeat them.
 
 Read with this in mind: data sets and networks are small enough for a laptop (ResNet-18, some hundred to a thousand
-small images), so nothing here is COCO's number. Three seeds make an interval's seed part coarse. A variant and its
-powers were chosen on a part of the training images with a seed of its own, before validation was looked at; all other
-rows are there to explain, and were not chosen among on validation.
+small images), so nothing here is COCO's number. Few seeds make wide intervals. A variant and its powers were chosen on
+a part of the training images with a seed of its own, before validation was looked at; all other rows are there to
+explain, and were not chosen among on validation.
 """
 
 
@@ -58,6 +58,8 @@ def take(out: Path) -> None:
     file = out / "results.json"
     if not file.exists():
         raise InputError(f"{file}: not there; finish `msrcnn study` first")
+    if not (out / MEASURED).is_dir():
+        raise InputError(f"{out / MEASURED}: not there; give `msrcnn study` again, which measures anew what is missing")
     results = json.loads(file.read_text())
     STORED.mkdir(exist_ok=True)
     (STORED / f"{results['study']}.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -104,11 +106,13 @@ def _overview() -> Iterator[str]:
         paper = rankings[f"{PAPER}^1"]
         ap = (shown(rankings[name]["AP"]["mean"], ".1f") for name in (CLASS, f"{PAPER}^1", best, ORACLE))
         closed = (interval(of["closed"], sign=False) for of in (paper, rankings[best]))
-        return [results["study"], *ap, *closed, interval(rankings[best]["over paper"]), named(best)]
+        over = (interval(results["best over"][f"{head}^1"]) for head in (PAPER, FROZEN))
+        return [results["study"], str(len(results["seeds"]["confirming"])), *ap, *closed, *over, named(best)]
 
     titles = [
-        "mask AP by", "class score", "paper's mask score", "best variant", "oracle", "gap closed by the paper's head",
-        "by the best variant", "best variant over the paper's head", "which",
+        "mask AP by", "seeds", "class score", "paper's mask score", "best variant", "oracle",
+        "gap closed by the paper's head", "by the best variant", "best variant over the paper's head",
+        "over that with the same schedule", "which",
     ]  # fmt: skip
     rows = list(map(row, studies()))
     yield from grid(titles, rows) if rows else ("No study is stored yet.", "")

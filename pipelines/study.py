@@ -38,7 +38,7 @@ from pipelines.storage import ASIDE, exclusively, locate
 from pipelines.study_data import StudyShards, study_shards
 from pipelines.study_measures import measure
 from pipelines.study_options import StudyConfig
-from pipelines.study_plan import CHOOSE, CONFIRM, STUDIES, Study
+from pipelines.study_plan import CHOOSE, CONFIRM, HEADS, POWERS, STUDIES, Study
 from pipelines.study_results import best_powers, results_of
 from pipelines.study_table import markdown
 from pipelines.train import train
@@ -119,7 +119,7 @@ def check_folder(config: StudyConfig, plan: Study) -> None:
     place = locate(config.out)
     settings = {
         "study": config.name, "data": str(config.data) if config.data else None, "weights": config.weights,
-        "plan": json.loads(json.dumps(to_dict(plan))),
+        "plan": json.loads(json.dumps(to_dict(plan))), "heads": HEADS, "powers": list(POWERS),
     }  # fmt: skip
     if (place / STUDY).size() is None:
         if any(not ASIDE.fullmatch(name) for name in place.list()):
@@ -213,7 +213,8 @@ def defined(value: Any) -> Any:
 
 
 def shown_command(config: StudyConfig) -> str:
-    """The command without the paths of this machine."""
+    """The command without the paths of this machine and what changes no number."""
     given = {"--data": config.data, "--weights": config.weights}
     options = [f" {name} {name.removeprefix('--').upper()}" for name, value in given.items() if value is not None]
-    return f"msrcnn study {config.name} --out OUT{''.join(options)}"
+    draws = f" --draws {config.draws}" if config.draws != StudyConfig.draws else ""
+    return f"msrcnn study {config.name} --out OUT{''.join(options)}{draws}"

@@ -254,7 +254,7 @@ def errors(values: Floats, true: Floats) -> list[dict[str, float]]:
 def limits(found: Detected, values: Floats, kept: npt.NDArray[np.bool_]) -> dict[str, float]:
     """What limits the gain: mask AP if the head knew the true MaskIoU of some detections."""
     scores, true, area = found.columns.class_scores, found.true, found.area
-    matched, (small, large) = true >= MATCHED_IOU, np.quantile(area, [1 / 3, 2 / 3]) if len(area) else (0.0, 0.0)
+    matched, (small, large) = true >= MATCHED_IOU, np.quantile(area[kept], [1 / 3, 2 / 3]) if kept.any() else (0.0, 0.0)
     known = {
         "none": np.zeros(len(true), bool), "unmatched": ~matched, "matched": matched,
         "the smallest third": area < small, "the middle third": (area >= small) & (area < large),

@@ -1,4 +1,4 @@
-"""The studies by name: data, trunk, schedules, MaskIoU heads, seeds. Fixed here before anything is measured."""
+"""The studies by name: data, trunk, schedules, MaskIoU heads, seeds. Fixed here before validation is measured."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Study:
 
 SHAPES = ShapesConfig(train=1000, val=300, seed=7)
 STUDIES = {
-    # The smallest that shows anything: one seed chooses, two confirm, four heads.
+    # The smallest that shows anything: one seed chooses, two confirm, three heads and (a).
     "quick": Study(
         "demo", 2, (1,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=7),
         FINALISTS, confirming=(1, 2), hard_nms=False,

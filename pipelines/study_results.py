@@ -1,20 +1,21 @@
 """The tables of a study as numbers: means over seeds, deviations, and intervals over seeds and images.
 
-A draw takes as many seeds as there are, with replacement, and as many images; all rankings are compared on the same
-draws, so that intervals of differences are those of pairs (`msrcnn.metrics.resampling`).
+A draw takes as many images as there are, with replacement; all rankings are compared on the same draws, so that
+intervals of differences are those of pairs. What seeds scatter is added (`msrcnn.metrics.resampling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
+from itertools import combinations
 from operator import getitem
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from msrcnn.metrics.resampling import LEVELS, hierarchical, seed_means
+from msrcnn.metrics.resampling import hierarchical
 from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER, ranking
 from pipelines.study_plan import ABLATIONS, FOREGROUND, POWERS, Study
 
@@ -22,12 +23,15 @@ Floats = npt.NDArray[np.float64]
 Measured = Mapping[str, Any]
 """What `pipelines.study_measures.measure` says of a seed."""
 SEED = 1
-"""Of the drawing of seeds."""
+"""Of the pairing of seeds' and images' draws."""
 PUBLISHED = {
     CLASS: 27.7, PAPER: 29.3, FROZEN: 29.3, "(b)": 29.1, "(c)": 29.1, "(d)": 29.1, "(e)": 28.2, "(f)": 28.9,
     "#2": 24.5, "#3": 28.2, "tau 0.3": 29.2, "tau 0.5": 29.0, "tau 0.7": 28.8,
 }  # fmt: skip
 """Mask AP of Tables 4 to 6 by our short names (ResNet-18 FPN, COCO)."""
+
+TABLES = {"Input, Table 4": "(", "Target, Table 5": "#", "tau, Table 6": "tau"}
+"""How the rows of each begin in `ABLATIONS`."""
 
 
 def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
@@ -39,10 +43,14 @@ def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
     return {head: max(POWERS, key=lambda power: ap(head, power)) for head in (PAPER, FROZEN, *plan.screened)}
 
 
+def candidates(plan: Study) -> list[str]:
+    """The heads beyond the paper's tables that are both screened and confirmed."""
+    return [name for name in plan.screened if name in plan.confirmed and name not in (*ABLATIONS, FOREGROUND)]
+
+
 def best_variant(plan: Study, chosen: Sequence[Measured], powers: Mapping[str, float]) -> str:
-    """The head beyond the paper's tables with the highest mask AP, of those that are confirmed; each with its power."""
-    candidates = [name for name in plan.screened if name in plan.confirmed and name not in (*ABLATIONS, FOREGROUND)]
-    return max(candidates, key=lambda head: _mean(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
+    """The candidate with the highest mask AP, each with its power."""
+    return max(candidates(plan), key=lambda head: _mean(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
 
 
 class Seeds:
@@ -71,16 +79,17 @@ class Seeds:
     def closed(self, name: str) -> dict[str, Any]:
         """The oracle gap closed by a ranking: the mean gain over the mean gap, of seeds and draws alike.
 
-        nan without a gap.
+        nan without a gap. A seed's part in the interval is what it adds to that ratio: c + (gain - c gap) / mean gap,
+        whose mean over seeds is c. A ratio of each seed's own would weigh seeds with a small gap the most.
         """
         gains, gaps = (
             [_minus(_masks(m, one), _masks(m, CLASS)) for m in self.measured] for one in (name, ORACLE)
         )  # fmt: skip
-        drawn = _ratio(seed_means([g for _, g in gains], SEED), seed_means([g for _, g in gaps], SEED))
-        low, high = np.percentile(drawn, LEVELS)
-        by_gain, by_gap = (np.array([point for point, _ in of]) for of in (gains, gaps))  # [S]
-        value = _ratio(by_gain.mean(), by_gap.mean())
-        return {"mean": float(value), "low": float(low), "high": float(high), "seeds": _ratio(by_gain, by_gap).tolist()}
+        points = _parts_of_ratio(*(np.array([point for point, _ in of]) for of in (gains, gaps)))  # [S]
+        drawn = _parts_of_ratio(*(np.stack([draws for _, draws in of]) for of in (gains, gaps)))  # [S, R]
+        found = hierarchical(list(drawn), points.tolist(), SEED)
+        each = [float(_ratio(gain, gap)) for (gain, _), (gap, _) in zip(gains, gaps, strict=True)]
+        return {"mean": found.value, "low": found.low, "high": found.high, "seeds": each}
 
 
 def results_of(
@@ -96,7 +105,8 @@ def results_of(
         powers: those of `best_powers`.
     """
     seeds, variant = Seeds(confirmed), best_variant(plan, chosen, powers)
-    best, foreground = ranking(variant, powers[variant]), FOREGROUND
+    best = ranking(variant, powers[variant])
+    rivals = dict.fromkeys(ranking(n, p) for n in (PAPER, FROZEN, FOREGROUND) for p in (1.0, powers[n]))
     heads = (CLASS, PAPER, FROZEN, *plan.confirmed)
     beyond = [n for n, text in plan.confirmed.items() if n not in ABLATIONS and "goal=ap" not in text]
     of_maskiou = (PAPER, FROZEN, *beyond)  # what is learnt for AP is no MaskIoU
@@ -105,11 +115,14 @@ def results_of(
         "seeds": {"choosing": list(plan.choosing), "confirming": list(plan.confirming)},
         "images": confirmed[0]["images"],
         "variant": {"head": variant, "options": plan.confirmed[variant], "power": powers[variant], "ranking": best},
+        "candidates": candidates(plan),
         "screened": _rankings(Seeds(chosen), plan, plan.screened, powers),
         "screened agreement": {head: _agreement(Seeds(chosen), head) for head in (PAPER, FROZEN, *plan.screened)},
         "rankings": _rankings(seeds, plan, plan.confirmed, powers),
-        "best over foreground": {n: seeds.difference(best, n)
-                                 for n in dict.fromkeys(ranking(foreground, p) for p in (1.0, powers[foreground]))},
+        "best over": {name: seeds.difference(best, name) for name in rivals},
+        "pairs": {title: [{"heads": pair, **seeds.difference(*(ranking(head, 1.0) for head in pair))}
+                          for pair in combinations([FROZEN, *(h for h in ABLATIONS if h.startswith(signs))], 2)
+                          if {*pair} <= {FROZEN, *plan.confirmed}] for title, signs in TABLES.items()},
         "gap": seeds.difference(ORACLE, CLASS),
         "agreement": {head: _agreement(seeds, head) for head in heads},
         "box": {kind: seeds.summary(_picked("box", kind)) for kind in confirmed[0]["box"]}
@@ -180,6 +193,12 @@ def _ratio(gain: npt.ArrayLike, gap: npt.ArrayLike) -> Floats:
     """Gain over gap; nan where there is no gap."""
     gains, gaps = np.asarray(gain, np.float64), np.asarray(gap, np.float64)
     return np.divide(gains, gaps, out=np.full(gains.shape, np.nan), where=gaps != 0)
+
+
+def _parts_of_ratio(gains: Floats, gaps: Floats) -> Floats:
+    """What each seed [S, ...] adds to the mean gain over the mean gap, to which these average."""
+    ratio = _ratio(gains.mean(0), gaps.mean(0))
+    return ratio + _ratio(gains - ratio * gaps, np.broadcast_to(gaps.mean(0), gaps.shape))
 
 
 def _mean(values: Any) -> float:

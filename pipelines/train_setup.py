@@ -110,8 +110,12 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
         report = load_weights(model, weights, names)
     for line in report.lines():
         log(line)
-    if job.model.heads and any(name.startswith(HEADS) for name in report.missing):
+    missing = [name for name in report.missing if name.startswith(HEADS)]
+    if job.model.heads and missing:
         log("all MaskIoU heads begin with random weights: those given have not one for each, and none shall lead")
+        model.load_state_dict(fresh, strict=False)
+    elif 0 < len(missing) < len(fresh):
+        log("the MaskIoU head begins with random weights: that of those given is of another kind")
         model.load_state_dict(fresh, strict=False)
     absent = [name for name in report.missing if not name.startswith(HEADS)]
     if job.model.trained == "maskiou" and absent:

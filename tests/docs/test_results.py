@@ -70,3 +70,6 @@ def close(one: Any, other: Any) -> bool:
 def test_a_study_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="finish `msrcnn study` first"):
         results.take(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(studies.results()))
+    with pytest.raises(InputError, match="measured: not there; give `msrcnn study` again"):
+        results.take(tmp_path)

@@ -112,6 +112,9 @@ def test_limits_are_of_heads_that_know_some_of_the_truth(scene):
     thirds = limits(detected, np.zeros_like(values), kept), limits(detected, detected.true, kept)
     assert len({*thirds[1].values()}) == 1  # who knows it all learns nothing
     assert thirds[0]["none"] != thirds[0]["the largest third"] != thirds[0]["the smallest third"]
+    # thirds are of what is ranked: detections beyond, however large, move no border
+    beyond = replace(detected, area=np.where(kept, detected.area, 1e9))
+    assert limits(beyond, values, kept) == limit
 
 
 def test_rankings_of_a_seed(scene):

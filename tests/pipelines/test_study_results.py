@@ -62,6 +62,28 @@ def test_the_gap_closed_is_the_mean_gain_over_the_mean_gap():
     assert results()["rankings"][ORACLE]["closed"]["mean"] == 1
 
 
+def test_the_interval_of_the_gap_closed_is_that_of_its_parts():
+    """Seeds whose gaps differ a lot but of which the same share is closed scatter not at all."""
+    seeds = [said(1), said(2)]
+    for seed, gap in zip(seeds, (2.0, 10.0), strict=True):
+        masks = seed["masks"]
+        for name, share in ((ORACLE, 1.0), ("paper^1", 0.25)):
+            draws = (np.array(masks[CLASS]["draws"]) + share * gap).tolist()
+            masks[name] = masks[CLASS] | {"AP": masks[CLASS]["AP"] + share * gap, "draws": draws}
+    closed = results(PLAN, seeds)["rankings"]["paper^1"]["closed"]
+    assert [closed[key] for key in ("mean", "low", "high")] == pytest.approx([0.25] * 3)
+    # 0.5 of 2 and 0.25 of 10: each seed's part in (1 + 2.5) / 12 is that plus what it is off, over the mean gap of 6
+    better = np.array(seeds[0]["masks"][CLASS]["draws"]) + 1
+    seeds[0]["masks"]["paper^1"] |= {"AP": seeds[0]["masks"][CLASS]["AP"] + 1, "draws": better.tolist()}
+    closed = results(PLAN, seeds)["rankings"]["paper^1"]["closed"]
+    mean = 3.5 / 12
+    parts = [mean + (gain - mean * gap) / 6 for gain, gap in ((1, 2), (2.5, 10))]
+    assert closed["mean"] == pytest.approx(np.mean(parts))
+    assert closed["mean"] == pytest.approx(mean)
+    half = 12.706 * np.std(parts, ddof=1) / np.sqrt(2)
+    assert (closed["low"], closed["high"]) == pytest.approx((mean - half, mean + half), rel=0.2)  # 200 draws
+
+
 def test_without_a_gap_nothing_is_closed():
     seed = said(1)
     seed["masks"][ORACLE] = seed["masks"][CLASS]
@@ -85,8 +107,8 @@ def test_intervals_hold_the_mean_and_are_of_seeds_too():
     for name in ("AP", "draws"):
         apart[1]["masks"][CLASS][name] = (np.array(apart[1]["masks"][CLASS][name]) + 50).tolist()
     wide = results(PLAN, apart)["rankings"][CLASS]["AP"]
-    assert wide["low"] == pytest.approx(one["mean"], abs=4)
-    assert wide["high"] == pytest.approx(one["mean"] + 50, abs=4)
+    half = 12.706 * 25  # Student's t with one degree of freedom; its tails are cut by 200 draws
+    assert (wide["low"], wide["high"]) == pytest.approx((wide["mean"] - half, wide["mean"] + half), rel=0.2)
 
 
 def test_differences_are_of_pairs():
@@ -136,9 +158,10 @@ def test_what_confirms_does_not_choose():
     assert found["variant"] == {"head": "worth to AP", "options": PLAN.confirmed["worth to AP"], "power": 2.0,
                                 "ranking": "worth to AP^2"}  # fmt: skip
     assert found["screened"]["worth to AP^2"]["AP"]["mean"] == 90
-    against = {"mean foreground probability^1", ranking(FOREGROUND, powers[FOREGROUND])}
-    assert {*found["best over foreground"]} == against
-    for name, of in found["best over foreground"].items():
+    rivals = (PAPER, FROZEN, FOREGROUND)
+    assert {*found["best over"]} == {ranking(head, power) for head in rivals for power in (1.0, powers[head])}
+    assert found["candidates"] == ["detections", "worth to AP"]
+    for name, of in found["best over"].items():
         points = [seed["masks"]["worth to AP^2"]["AP"] - seed["masks"][name]["AP"] for seed in confirmed]
         assert of["seeds"] == pytest.approx(points)
 

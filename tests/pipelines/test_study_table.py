@@ -21,7 +21,8 @@ SHOWN = [
     "agreement/paper/pearson, matched/mean", "agreement/paper/pearson, all/high",
     "agreement/detections/spearman, all/mean", "agreement/(a)/spearman, matched/mean",
     "gap/mean", "gap/low", "gap/high",
-    "best over foreground/mean foreground probability^1/mean", "rankings/(b)^1/gain/mean", "rankings/#2^1/gain/high",
+    "best over/mean foreground probability^1/mean", "best over/(a)^1/high",
+    "rankings/(b)^1/gain/mean", "rankings/#2^1/gain/high",
     "published/(b)", "published/class score", "agreement/(b)/pearson, all/mean", "box/paper/mean",
     "box/plain/deviation", "box/difference/mean", "box/difference/low", "others/plain, class score/mean",
     "others/nms, class score/mean", "others/nms, mask score/deviation", "limits/paper/none", "limits/paper/matched",
@@ -87,11 +88,15 @@ def test_what_is_not_defined_is_a_dash():
 def test_pairs_in_the_papers_order():
     """On COCO (a) is before (b); #2 is behind #1, which is (a)."""
     found = results()
-    for name, gain in (("(a)^1", 1.0), ("(b)^1", 1.5), ("#2^1", -3.0)):
-        found["rankings"][name]["gain"]["mean"] = gain
+    certain, uncertain = {"low": -1.0, "high": -0.1}, {"low": -0.2, "high": 8.2}
+    found["pairs"]["Input, Table 4"][0] |= {"mean": -0.5, **certain}
+    found["pairs"]["Target, Table 5"][0] |= {"mean": 4.0, **uncertain}
     text = markdown(found)
-    assert "Input, Table 4: 0 of 1 pairs in the paper's order; not (a), (b)." in text
-    assert "Target, Table 5: 1 of 1 pairs in the paper's order." in text
+    assert ("Input, Table 4: 0 of 1 pairs in the paper's order (not (a), (b)); of the 1 that differ by an interval "
+            "without 0, 0.") in text  # fmt: skip
+    assert ("Target, Table 5: 1 of 1 pairs in the paper's order; of the 0 that differ by an interval without 0, "
+            "0.") in text  # fmt: skip
+    assert "tau, Table 6: 0 of 0 pairs" in text
 
 
 def test_a_study_without_ablations_has_no_table_of_them():

@@ -1,0 +1,62 @@
+"""What a training begins with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.presets import Preset, for_ap
+from msrcnn.weights import save_model
+from pipelines.job import Job
+from pipelines.train_setup import pretrained_model
+from tests.training_runs import SMALL
+
+CATEGORIES = ((1, 1, "disk"), (2, 2, "square"), (3, 3, "star"))
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[Path, MaskScoringRCNN]:
+    """A file of a detector with the paper's head, and its model."""
+    torch.manual_seed(5)
+    model = MaskScoringRCNN(SMALL)
+    save_model(tmp_path / "model.pt", model, DataConfig(64, 64), CATEGORIES)
+    return tmp_path / "model.pt", model
+
+
+def begun(file: Path, model: ModelConfig) -> tuple[MaskScoringRCNN, list[str]]:
+    """What a training of `model` with seed 7 begins with, and its lines."""
+    lines: list[str] = []
+    solver = replace(SolverConfig(), seed=7)
+    job = Job(model, solver, DataConfig(64, 64), CATEGORIES, 8, 2, 4, 0, 1, False, 60.0, "run", None)
+    return pretrained_model(str(file), job, lines.append), lines
+
+
+def same(one: MaskScoringRCNN, other: MaskScoringRCNN, head: bool) -> bool:
+    """Whether the MaskIoU head's tensors, or all others, are equal."""
+    left, right = one.state_dict(), other.state_dict()
+    names = [name for name in left if name.startswith("maskiou.") == head]
+    assert names
+    return all(name in right and torch.equal(left[name], right[name]) for name in names)
+
+
+def test_a_head_of_another_kind_begins_anew(finished: tuple[Path, MaskScoringRCNN]) -> None:
+    """A MaskIoU of 0.7 would be read as a logit; studies begin with random weights too."""
+    file, paper = finished
+    config = for_ap(Preset(SMALL, SolverConfig(), DataConfig())).model
+    model, lines = begun(file, config)
+    torch.manual_seed(7)
+    assert same(model, MaskScoringRCNN(config), head=True)
+    assert same(model, paper, head=False)
+    assert "the MaskIoU head begins with random weights: that of those given is of another kind" in lines
+
+
+def test_a_head_of_the_same_kind_goes_on(finished: tuple[Path, MaskScoringRCNN]) -> None:
+    file, paper = finished
+    model, lines = begun(file, replace(SMALL, trained="maskiou"))
+    assert same(model, paper, head=True)
+    assert not any("random" in line for line in lines)
