@@ -121,15 +121,15 @@ class Study:
                 f"trunk {self.epochs} epochs, heads {self.final_epochs}")  # fmt: skip
 
 
-SHAPES = ShapesConfig(train=1000, val=300, seed=7)
+SHAPES = ShapesConfig(train=800, val=300, seed=7)
 STUDIES = {
     # The smallest that shows anything: one seed chooses, two confirm, three heads and (a).
     "quick": Study(
         "demo", 2, (1,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=7),
         FINALISTS, confirming=(1, 2), hard_nms=False,
     ),
-    "shapes": Study("demo", 3, (2,), 2, (1,), 4, (3,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
+    "shapes": Study("demo", 2, (1,), 2, (1,), 2, (1,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
     "nuclei": Study("small", 3, (2,), 3, (2,), 9, (7,), counts=(100, 400)),
-    "coco_sample": Study("small", 6, (5,), 3, (2,), 9, (7,)),
+    "coco_sample": Study("small", 6, (5,), 3, (2,), 5, (4,)),
 }  # fmt: skip
 """The studies by name."""
