@@ -118,7 +118,7 @@ class Study:
         model, data = find_preset(self.preset).model, self.data()
         images = f"{data.short_side} pixels" + (f" to {data.long_side}" if data.long_side > data.short_side else "")
         return (f"Preset {self.preset} ({model.backbone}, {model.channels} channels, {images}), "
-                f"trunk {self.epochs} epochs, heads {self.final_epochs}")  # fmt: skip
+                f"trunk {self.epochs} epochs, heads {self.final_epochs}, {self.head_epochs} to choose")  # fmt: skip
 
 
 SHAPES = ShapesConfig(train=800, val=300, seed=7)

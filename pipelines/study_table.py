@@ -96,8 +96,7 @@ def _agreements(results: Results) -> Iterator[str]:
 
 def _screening(results: Results) -> Iterator[str]:
     yield from (
-        "The same where a variant was chosen, with more heads and fewer epochs, from "
-        f"{' and '.join(results['candidates'])}. Powers are the best on these very images, so that their rows flatter; "
+        f"The same where a variant was chosen from {' and '.join(results['candidates'])}. Powers are the best on these very images, so that their rows flatter; "
         "intervals are over images and the seeds that chose.",
         "",
     )
