@@ -96,8 +96,8 @@ def _agreements(results: Results) -> Iterator[str]:
 
 def _screening(results: Results) -> Iterator[str]:
     yield from (
-        f"The same where a variant was chosen from {' and '.join(results['candidates'])}. Powers are the best on these very images, so that their rows flatter; "
-        "intervals are over images and the seeds that chose.",
+        f"The same where a variant was chosen from {' and '.join(results['candidates'])}. Powers are the best on these "
+        "very images, so that their rows flatter; intervals are over images and the seeds that chose.",
         "",
     )
     yield from _table(results["screened"], results["variant"]["ranking"])
