@@ -128,7 +128,7 @@ STUDIES = {
         "demo", 2, (1,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=7),
         FINALISTS, confirming=(1, 2), hard_nms=False,
     ),
-    "shapes": Study("demo", 2, (1,), 2, (1,), 2, (1,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
+    "shapes": Study("demo", 3, (2,), 2, (1,), 4, (3,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
     "nuclei": Study("small", 3, (2,), 3, (2,), 9, (7,), counts=(100, 400)),
     "coco_sample": Study("small", 6, (5,), 3, (2,), 5, (4,)),
 }  # fmt: skip
