@@ -34,8 +34,8 @@ HEADS = ON_FINISHED_TRUNK | {"warmup_steps": 50}
 """Solver of the heads on a finished trunk."""
 FINALISTS = {name: IDEAS[name] for name in (FOREGROUND, "detections, cross-entropy", "worth to AP")}
 """Heads that are trained for longer, and with every seed that confirms."""
-POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""b of s_cls * s_iou^b; as rankings these are all of s_cls^a * s_iou^b with a above 0."""
+POWERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""b of s_cls * s_iou^b. As a ranking s_cls^a * s_iou^b is that with b / a, so that one power is enough."""
 
 
 @dataclass(frozen=True)
