@@ -65,6 +65,7 @@ def test_images_are_detected_in_by_a_job(laptop, tmp_path):
     assert files_in(out) == ["detections.json", "detections.parquet", "images.json", "overlays/a.png"]
 
 
+@pytest.mark.slow
 def test_the_same_command_follows_the_job_and_another_one_is_refused(laptop, tmp_path):
     """A job that takes long enough is submitted by one, found by a second, followed by both, stopped by a third."""
     shapes = ["shapes", "--out", str(tmp_path / "shapes"), "--train", "20000", "--size", "512"]

@@ -130,6 +130,7 @@ def test_parts_of_another_model_or_data_set_are_refused(folder, config, tmp_path
         evaluate(config, lambda _: None)
 
 
+@pytest.mark.slow
 def test_an_image_that_fails_costs_no_other_and_strict_says_so_at_the_end(folder, config, tmp_path, undisturbed):
     from pipelines.evaluate import evaluate
 

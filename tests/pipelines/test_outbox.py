@@ -61,6 +61,7 @@ def wait_until(condition: Any, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_everything_arrives_once_though_the_server_is_killed_and_started_again(server, tmp_path):
     tracker = Tracker(server.address, "study")
     (tmp_path / "note.txt").write_text("kept")

@@ -133,6 +133,7 @@ async def answers_of(detector: application.Detector, requests: list[Request]) ->
     return await asyncio.gather(*map(detector, requests))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_service_is_only_taken_over_by_its_own_model(model, tmp_path, ray_session):  # noqa: ARG001
     """What serves something else goes on after the command that is refused."""

@@ -213,6 +213,7 @@ def test_what_evaluate_refuses(evaluated, shards, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_undecodable_image_becomes_an_error_row(trained, shards, tmp_path):
     from pipelines.evaluate import evaluate
 

@@ -123,6 +123,7 @@ def test_a_run_directory_behind_a_url_and_old_weights(trained, shards, tmp_path)
         assert evaluate(out, lines.append).images.total == 8
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_training_with_the_image(trained, shards, tmp_path):
     """One NaN in one image's boxes: the update is left out, the last checkpoint loads, the message names the image."""
     from pipelines.train import train
