@@ -53,7 +53,7 @@ class Study:
         choosing: seeds that train on one part of the training images and choose a variant on the other.
         confirming: seeds that train on all training images and are measured on validation.
         counts: numbers of detections an image at which AP is measured; the first is COCO's.
-        hard_nms: whether the paper's model is also measured with hard NMS, by the seeds that confirm.
+        baselines: whether seeds that confirm also measure the paper's model with hard NMS, and a Mask R-CNN.
     """
 
     preset: str
@@ -69,7 +69,7 @@ class Study:
     choosing: tuple[int, ...] = (0,)
     confirming: tuple[int, ...] = (1, 2, 3)
     counts: tuple[int, ...] = (100,)
-    hard_nms: bool = True
+    baselines: bool = True
 
     def kinds(self, part: str) -> tuple[str, ...]:
         """What a seed trains and evaluates, in order.
@@ -77,9 +77,9 @@ class Study:
         paper and heads (on the paper's trunk) are as in `model`; nms is the paper's model with hard NMS; plain, a Mask
         R-CNN, says whether boxes suffer from the head.
         """
-        if part == CHOOSE:
+        if part == CHOOSE or not self.baselines:
             return ("paper", "heads")
-        return ("paper", "heads", "nms", "plain") if self.hard_nms else ("paper", "heads", "plain")
+        return ("paper", "heads", "nms", "plain")
 
     def heads(self, part: str) -> Mapping[str, str]:
         """The further MaskIoU heads of a part."""
@@ -126,7 +126,7 @@ STUDIES = {
     # The smallest that shows anything: one seed chooses, two confirm, three heads and (a).
     "quick": Study(
         "demo", 2, (1,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=7),
-        FINALISTS, confirming=(1, 2), hard_nms=False,
+        FINALISTS, confirming=(1, 2), baselines=False,
     ),
     "shapes": Study("demo", 3, (2,), 2, (1,), 4, (3,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
     "nuclei": Study("small", 3, (2,), 3, (2,), 9, (7,), counts=(100, 400)),

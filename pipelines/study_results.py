@@ -125,8 +125,7 @@ def results_of(
                           if {*pair} <= {FROZEN, *plan.confirmed}] for title, signs in TABLES.items()},
         "gap": seeds.difference(ORACLE, CLASS),
         "agreement": {head: _agreement(seeds, head) for head in heads},
-        "box": {kind: seeds.summary(_picked("box", kind)) for kind in confirmed[0]["box"]}
-        | {"difference": seeds.summary(lambda m: _minus(_values(m["box"]["paper"]), _values(m["box"]["plain"])))},
+        "box": _boxes(seeds),
         "others": {f"{kind}, {by}": seeds.summary(_picked("others", kind, by))
                    for kind, of in confirmed[0]["others"].items() for by in of},
         "limits": {head: _means([m["limits"][head] for m in confirmed]) for head in of_maskiou},
@@ -149,6 +148,14 @@ def _row(seeds: Seeds, plan: Study, name: str) -> dict[str, Any]:
     row = {"AP": seeds.summary(lambda m: _masks(m, name)), "gain": seeds.difference(name, CLASS)}
     row |= {key: {"mean": _mean(m["masks"][name][key] for m in seeds.measured)} for key in further}
     return row if name == CLASS else row | {"closed": seeds.closed(name)}
+
+
+def _boxes(seeds: Seeds) -> dict[str, Any]:
+    kinds = seeds.measured[0]["box"]
+    box = {kind: seeds.summary(_picked("box", kind)) for kind in kinds}
+    if "plain" in kinds:
+        box["difference"] = seeds.summary(lambda m: _minus(_values(m["box"]["paper"]), _values(m["box"]["plain"])))
+    return box
 
 
 def _agreement(seeds: Seeds, head: str) -> dict[str, Any]:

@@ -191,10 +191,11 @@ def _order(pairs: Sequence[Results], published: Mapping[str, float]) -> str:
 
 def _boxes(results: Results) -> Iterator[str]:
     box, rankings, others = results["box"], results["rankings"], results["others"]
-    yield f"- Box AP with the paper's head is {spread(box['paper'])}, of a Mask R-CNN without it "\
-          f"{spread(box['plain'])}: {interval(box['difference'])}. Its masks ranked by class score: "\
-          f"{spread(others[f'plain, {CLASS}'])}."  # fmt: skip
-    if f"nms, {CLASS}" in others:
+    yield f"- Box AP with the paper's head is {spread(box['paper'])}."
+    if "plain" in box:
+        yield f"- Box AP of a Mask R-CNN without it is {spread(box['plain'])}; with the head "\
+              f"{interval(box['difference'])}. Its masks ranked by class score: mask AP "\
+              f"{spread(others[f'plain, {CLASS}'])}."  # fmt: skip
         yield f"- SoftNMS: mask AP {spread(rankings[CLASS]['AP'])} by class score and "\
               f"{spread(rankings[f'{PAPER}^1']['AP'])} by mask score; with hard NMS "\
               f"{spread(others[f'nms, {CLASS}'])} and {spread(others['nms, mask score'])}."  # fmt: skip

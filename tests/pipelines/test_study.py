@@ -57,7 +57,7 @@ def test_plans_are_of_configurations_that_there_are(name):
             assert (solver.epochs, solver.seed) == (epochs, 5)
             assert all(epoch < epochs for epoch in solver.decay_epochs)
     names = [stage.name for stage in stages_of(plan)]
-    assert len(names) == len({*names}) == 2 * len(plan.choosing) + (3 + plan.hard_nms) * len(plan.confirming)
+    assert len(names) == len({*names}) == 2 * len(plan.choosing) + (4 if plan.baselines else 2) * len(plan.confirming)
     assert all(names.index(n) > names.index(n.replace("heads", "paper")) for n in names if n.endswith("heads"))
 
 
