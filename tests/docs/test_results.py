@@ -27,16 +27,17 @@ def test_the_readme_has_a_place_for_the_table() -> None:
 
 
 def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = studies.results()
+    value = studies.results() | {"study": "nuclei"}
     value["rankings"]["class score"]["AP"]["mean"] = 12.346
     (tmp_path / "out" / "measured").mkdir(parents=True)
     (tmp_path / "out" / "results.json").write_text(json.dumps(value))
     monkeypatch.setattr(results, "STORED", tmp_path / "stored")
-    assert "## quick" not in results.page()
+    assert "## nuclei" not in results.page()
     results.take(tmp_path / "out")
-    assert "## quick" in results.page()
+    assert "## nuclei" in results.page()
     assert "12.35 ± " in results.page()
     assert "| 12.3 |" in results.readme()
+    assert "| quick |" not in results.readme()
 
 
 @pytest.mark.parametrize("name", [file.stem for file in sorted(results.STORED.glob("*.json"))])
