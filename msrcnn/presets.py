@@ -1,7 +1,7 @@
 """The paper's rows by name, and two for a laptop: settings of model, solver and input that belong together.
 
-NAME+ap is that preset's detector, finished, to which a MaskIoU head is trained that ranks better than the paper's
-(docs/results.md).
+NAME+ap is that preset's detector, finished, to which a MaskIoU head is trained that learns what a detection is worth
+to AP (docs/training.md).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class StudyConfig:
     weights: str | None = None
     """weights that every trunk starts from, as `msrcnn train --weights`; nuclei and coco_sample want ImageNet's"""
     workers: str = "1"
-    """processes that train and that detect: a number, or MIN:MAX; one keeps all cores of a machine without GPUs busy"""
+    """processes that train and that detect: a number, or MIN:MAX; without GPUs one a core is fastest"""
     gpu: bool = False
     """one GPU a training worker and inference process"""
     draws: int = 1000

@@ -34,7 +34,7 @@ HEADS = ON_FINISHED_TRUNK | {"warmup_steps": 50}
 """Solver of the heads on a finished trunk."""
 FINALISTS = {name: IDEAS[name] for name in (FOREGROUND, "detections, cross-entropy", "worth to AP")}
 """Heads that are trained for longer, and with every seed that confirms."""
-POWERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+POWERS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """b of s_cls * s_iou^b. As a ranking s_cls^a * s_iou^b is that with b / a, so that one power is enough."""
 
 

@@ -162,6 +162,7 @@ def _agreement(seeds: Seeds, head: str) -> dict[str, Any]:
     of = [m["agreement"][head] for m in seeds.measured]
     row: dict[str, Any] = {key: {"mean": _mean(a[key] for a in of)} for key in of[0] if key != "draws"}
     every = seeds.summary(lambda m: (m["agreement"][head]["pearson, all"], np.array(m["agreement"][head]["draws"])))
+    every |= {end: float(np.clip(every[end], -1, 1)) for end in ("low", "high")}  # Student's t knows no such bounds
     return row | {"pearson, all": every}
 
 
