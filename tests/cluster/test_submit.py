@@ -90,6 +90,7 @@ def test_the_same_command_follows_the_job_and_another_one_is_refused(laptop, tmp
     assert laptop.run("stop", job).returncode == 0  # has ended already
 
 
+@pytest.mark.slow
 def test_interrupted_the_job_goes_on(laptop, tmp_path):
     following = Submitting(tmp_path / "f", laptop, ["shapes", "--out", str(tmp_path / "s"), "--train", "20000"])
     following.start()

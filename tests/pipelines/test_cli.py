@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.cli import main
 from pipelines.manifest import Manifest, Part, write_manifest
 from pipelines.options import VerifyConfig
 from pipelines.schema import SHARD_ROW, ShardMeta
@@ -144,12 +145,24 @@ def test_verify_prints_counts_or_a_line_for_each_broken_shard(tmp_path):
         (["train", "--shards", "nosuch://s", "--run", "r"], "nosuch://s: no file system for it"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, says):
-    done = msrcnn(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["msrcnn", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_a_process_of_its_own_says_no_more(tmp_path):
+    """Neither does what it imports."""
+    done = msrcnn("evaluate", "--model", "m", "--shards", "nowhere", "--out", "o", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no manifest.json" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_debug_shows_the_traceback():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,9 +45,22 @@ def undisturbed(folder, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("undisturbed")
     lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if line.startswith("detected in"):
+            shutil.copytree(out / "out", out / "interrupted")
+
     evaluate(EvaluateConfig(folder / "model.pt", folder / "shards", out / "out", batch=3, bootstrap=20, actors=1,
-                            tracking=f"sqlite:///{out}/mlflow.db"), lines.append)  # fmt: skip
+                            tracking=f"sqlite:///{out}/mlflow.db"), log)  # fmt: skip
     return evaluation_of(out / "out"), out / "out", lines
+
+
+@pytest.fixture
+def interrupted(undisturbed, config):
+    """What a kill leaves when everything is detected and nothing is scored, as the output of `config`."""
+    shutil.copytree(undisturbed[1].parent / "interrupted", config.out)
+    return config.out / "detections"
 
 
 def damaged(folder: Path, to: Path, image: int) -> tuple[Manifest, int]:
@@ -81,23 +95,16 @@ def test_a_part_for_each_row_group_says_what_it_is_of(undisturbed, folder):
     assert not (out / ".unfinished").exists()
 
 
-def test_the_same_command_computes_only_what_is_missing(undisturbed, config):
+def test_the_same_command_computes_only_what_is_missing(undisturbed, config, interrupted):
     from pipelines.evaluate import evaluate
 
-    def interrupt(line: str) -> None:
-        if line.startswith("detected in"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config, interrupt)
-    detections = Path(config.out) / "detections"
-    (detections / "part-00000-0001.parquet").unlink()
-    (detections / "part-00000-0002.parquet").write_bytes(b"cut")
-    (detections / "part-00000-0003.parquet.tmp-0123456789ab").write_bytes(b"killed")
-    before = {path.name: path.stat().st_mtime_ns for path in detections.glob("*.parquet")}
+    (interrupted / "part-00000-0001.parquet").unlink()
+    (interrupted / "part-00000-0002.parquet").write_bytes(b"cut")
+    (interrupted / "part-00000-0003.parquet.tmp-0123456789ab").write_bytes(b"killed")
+    before = {path.name: path.stat().st_mtime_ns for path in interrupted.glob("*.parquet")}
     lines: list[str] = []
     evaluate(replace(config, batch=4), lines.append)
-    after = {path.name: path.stat().st_mtime_ns for path in detections.iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()}
     assert [name for name in sorted(after) if after[name] != before.get(name)] == [
         "part-00000-0001.parquet", "part-00000-0002.parquet"
     ]  # fmt: skip
@@ -109,15 +116,9 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config):
         evaluate(config)
 
 
-def test_parts_of_another_model_or_data_set_are_refused(folder, config, tmp_path):
+def test_parts_of_another_model_or_data_set_are_refused(folder, config, interrupted, tmp_path):
     from pipelines.evaluate import evaluate
 
-    def interrupt(line: str) -> None:
-        if line.startswith("detected in"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config, interrupt)
     write_model(tmp_path / "other.pt", folder / "shards", seed=1)
     with pytest.raises(InputError, match=r"holds detections of something else \(part-00000-0000.parquet: model: "
                                          r"'\w{12}' -> '\w{12}'\); give what it began with"):  # fmt: skip
@@ -125,7 +126,7 @@ def test_parts_of_another_model_or_data_set_are_refused(folder, config, tmp_path
     damaged(folder, tmp_path / "damaged", 2)
     with pytest.raises(InputError, match=r"part-00000-0000.parquet: dataset: '\w{12}' -> '\w{12}'\)"):
         evaluate(replace(config, shards=tmp_path / "damaged"), lambda _: None)
-    (Path(config.out) / "detections" / "thesis.txt").touch()
+    (interrupted / "thesis.txt").touch()
     with pytest.raises(InputError, match=r"holds thesis\.txt, which is no part of detections"):
         evaluate(config, lambda _: None)
 

@@ -61,7 +61,10 @@ def joined(step: list[Batch], name: str) -> torch.Tensor:
     return torch.cat([getattr(batch, name) for batch in step])
 
 
-@pytest.mark.parametrize(("workers", "first_step"), [(2, 0), (3, 0), (4, 2), (2, 4), (1, STEPS + 3)])
+@pytest.mark.parametrize(("workers", "first_step"), [
+    pytest.param(2, 0, marks=pytest.mark.slow), (3, 0), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4),
+    (1, STEPS + 3),
+])  # fmt: skip
 def test_the_same_steps_for_any_number_of_workers(groups, workers, first_step):
     """Two epochs from their begin, and from a step inside the first or second with another number than before."""
     want, got = steps_of(groups, 1)[first_step:], steps_of(groups, workers, first_step)

@@ -65,7 +65,7 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(params=["database", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(params=["database", "server"])
 def address(request, tmp_path):
     """A SQLite file, or a server over one."""
     if request.param == "database":
@@ -107,6 +107,7 @@ def expected_rows(model: torch.nn.Module, position: int, data: bytes, height: in
     return sorted(rows, key=lambda row: -row["mask_score"])
 
 
+@pytest.mark.slow  # `test_served_model` is quicker
 @pytest.mark.usefixtures("one_thread")
 def test_a_logged_model_gives_elsewhere_what_the_detector_gives(address, tmp_path):
     model = make_model(sure=True)

@@ -103,6 +103,10 @@ def test_names_and_lines(stored):
     lines = "\n".join(summary_lines(summary))
     assert f"{100 * summary.ap.mask_by_mask['AP']:.1f}" in lines
     assert "images that failed: 1" in lines
+    low, high = summary.ap.gain_interval
+    gain = f"gain by mask score {100 * summary.ap.gain:+.1f} AP"
+    assert f"{gain}, 95% interval {100 * low:+.1f} to {100 * high:+.1f} (bootstrap over images); oracle gap" in lines
+    assert f"{gain}; oracle gap" in "\n".join(summary_lines(summarise("scenes", scored(*stored), bootstrap=0, seed=0)))
 
 
 def test_an_image_without_any_row_counts_as_failed(tmp_path, scenes):
