@@ -104,16 +104,23 @@ def _overview(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
     def row(results: Mapping[str, Any]) -> list[str]:
         rankings, best = results["rankings"], results["variant"]["ranking"]
-        paper = rankings[f"{PAPER}^1"]
-        ap = (shown(rankings[name]["AP"]["mean"], ".1f") for name in (CLASS, f"{PAPER}^1", best, ORACLE))
-        closed = (interval(of["closed"], sign=False) for of in (paper, rankings[best]))
-        over = (interval(results["best over"][f"{head}^1"]) for head in (PAPER, FROZEN))
-        return [results["study"], str(len(results["seeds"]["confirming"])), *ap, *closed, *over, named(best)]
+
+        def cell(name: str) -> str:
+            closed = interval(rankings[name]["closed"], sign=False)
+            return f"{shown(rankings[name]['AP']['mean'], '.1f')}: {closed}"
+
+        paper, frozen = (f"{head}^1" for head in (PAPER, FROZEN))
+        seeds = len(results["seeds"]["confirming"])
+        return [
+            f"{results['study']}, {seeds} seeds", shown(rankings[CLASS]["AP"]["mean"], ".1f"),
+            *map(cell, (paper, frozen, best)), shown(rankings[ORACLE]["AP"]["mean"], ".1f"),
+            *(interval(results["best over"][name]) for name in (paper, frozen)), named(best),
+        ]  # fmt: skip
 
     titles = [
-        "mask AP by", "seeds", "class score", "paper's mask score", "best variant", "oracle",
-        "gap closed by the paper's head", "by the best variant", "best variant over the paper's head",
-        "over that with the same schedule", "which",
+        "mask AP: share of the oracle gap closed", "class score", "the paper's mask score",
+        "the same head, trained as the best variant", "the best variant", "oracle",
+        "the best over the paper's", "over the same head", "which is best",
     ]  # fmt: skip
     rows = list(map(row, found))
     yield from grid(titles, rows) if rows else ("No study is stored yet.", "")
