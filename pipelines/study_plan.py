@@ -125,7 +125,7 @@ SHAPES = ShapesConfig(train=800, val=300, seed=7)
 STUDIES = {
     # The smallest that shows anything: three heads and (a).
     "quick": Study(
-        "demo", 3, (2,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=7), FINALISTS, baselines=False
+        "demo", 3, (2,), 2, (1,), 2, (1,), ShapesConfig(train=130, val=70, seed=7), FINALISTS, baselines=False
     ),
     "shapes": Study("demo", 3, (2,), 2, (1,), 4, (3,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
     "nuclei": Study("small", 3, (2,), 3, (2,), 9, (7,), counts=(100, 400)),
