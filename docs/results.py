@@ -44,8 +44,8 @@ explain, and were not chosen among on validation.
 SECTION = """\
 ## Does it help?
 
-Several training seeds each, 95% intervals over seeds and images: [docs/results.md](docs/results.md) has all of it, the
-paper's ablations and what goes beyond the paper; [docs/studies.md](docs/studies.md) says how to repeat it.
+Several training seeds each, 95% intervals over seeds and images: [docs/results.md](docs/results.md) has all of
+it, [docs/studies.md](docs/studies.md) says how to repeat it.
 """
 
 
@@ -118,9 +118,9 @@ def _overview(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         ]  # fmt: skip
 
     titles = [
-        "mask AP: share of the oracle gap closed", "class score", "the paper's mask score",
-        "the same head, trained as the best variant", "the best variant", "oracle",
-        "the best over the paper's", "over the same head", "which is best",
+        "mask AP by ... and share of the oracle gap closed", "class score", "the paper's mask score",
+        "the paper's head with the best variant's schedule", "the best variant", "oracle",
+        "the best over the paper's", "over that with its schedule", "which is best",
     ]  # fmt: skip
     rows = list(map(row, found))
     yield from grid(titles, rows) if rows else ("No study is stored yet.", "")

@@ -27,17 +27,19 @@ def test_the_readme_has_a_place_for_the_table() -> None:
 
 
 def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = studies.results() | {"study": "nuclei"}
+    value = studies.results()
     value["rankings"]["class score"]["AP"]["mean"] = 12.346
     (tmp_path / "out" / "measured").mkdir(parents=True)
-    (tmp_path / "out" / "results.json").write_text(json.dumps(value))
     monkeypatch.setattr(results, "STORED", tmp_path / "stored")
     assert "## nuclei" not in results.page()
-    results.take(tmp_path / "out")
-    assert "## nuclei" in results.page()
+    for name in ("nuclei", "quick"):
+        (tmp_path / "out" / "results.json").write_text(json.dumps(value | {"study": name}))
+        results.take(tmp_path / "out")
+        assert f"## {name}" in results.page()
     assert "12.35 ± " in results.page()
-    assert "| 12.3 |" in results.readme()
-    assert "| quick," not in results.readme()
+    assert "| nuclei, 2 seeds | 12.3 |" in results.readme()
+    assert "| quick, 2 seeds | 12.3 |" in results.page()
+    assert "| quick, " not in results.readme()
 
 
 @pytest.mark.parametrize("name", [file.stem for file in sorted(results.STORED.glob("*.json"))])
