@@ -32,7 +32,7 @@ def _yes_or_no(text: str) -> bool:
 
 VARIED: dict[str, Callable[[str], Any]] = {
     "input": str, "target": int, "tau": float, "weight": float, "rois": str, "unmatched": str, "loss": str,
-    "balanced": _yes_or_no, "evidence": _yes_or_no, "goal": str,
+    "balanced": _yes_or_no, "evidence": _yes_or_no, "goal": str, "power": float,
 }  # fmt: skip
 """The fields in which further heads may differ, and what their values are read as."""
 FORM = "FIELD=VALUE,... of the fields " + ", ".join(VARIED) + ", as input=b or input=b,tau=0.3"
@@ -76,6 +76,8 @@ class MaskIoUConfig:
     """what stands for the MaskIoU in the mask score. maskiou: the predicted MaskIoU; ap: what the detection is worth to
     AP, which a small network learns from that, class score and the numbers of `evidence`; wants rois=detections,
     tau=-1 and loss=bce"""
+    power: float = 1.0
+    """with goal=ap the mask score is class score x worth^power; training does not depend on it"""
 
     def __post_init__(self) -> None:
         inputs = (*get_args(MaskIoUInput), "none")
@@ -90,6 +92,9 @@ class MaskIoUConfig:
         detections = (self.rois, self.tau, self.loss, self.learns) == ("detections", -1, "bce", True)
         require(self.goal == "maskiou" or detections, "maskiou.goal", self.goal,
                 "maskiou without a head and without rois=detections, tau=-1 and loss=bce")  # fmt: skip
+        require(self.power > 0, "maskiou.power", self.power, "above 0")
+        require(self.power == 1 or self.goal == "ap", "maskiou.power", self.power,
+                "1 without maskiou.goal=ap; `msrcnn rescore` ranks by powers of a predicted MaskIoU")  # fmt: skip
 
     @property
     def learns(self) -> bool:

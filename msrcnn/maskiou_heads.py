@@ -82,7 +82,7 @@ def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[AnyHe
 
 
 def maskious_of(config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInputs, labels: Tensor) -> Tensor:
-    """What each head predicts for the own class of N RoIs, float [N, heads]: MaskIoU, or worth with goal=ap.
+    """What each head predicts for the own class of N RoIs, float [N, heads]: MaskIoU, or worth^power with goal=ap.
 
     Args:
         config: of the detector.
@@ -95,7 +95,8 @@ def maskious_of(config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInput
     found = []
     for of_head, head in zip(config.all_heads, heads, strict=True):
         values = _worth(head, _outputs(head, inputs), inputs).float().gather(1, channel)
-        found.append(values.sigmoid() if of_head.loss == "bce" and of_head.learns else values)
+        values = values.sigmoid() if of_head.loss == "bce" and of_head.learns else values
+        found.append(values if of_head.power == 1 else values**of_head.power)
     return torch.cat(found, dim=1)  # [N, 1] each -> [N, heads]
 
 

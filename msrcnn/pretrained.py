@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +169,15 @@ def _heads_of(config: Any) -> tuple[MaskIoUConfig, ...]:
 def _place_heads(model: MaskScoringRCNN, heads: Sequence[MaskIoUConfig], state: dict[str, Tensor]) -> None:
     """Lets each MaskIoU head of the model have the weights of the one in a checkpoint that is configured like it.
 
-    The first takes those of the checkpoint's first where none is; a further one begins anew.
+    The first takes those of the checkpoint's first where none is; a further one begins anew. The power, which only
+    ranks, may be another.
     """
     places = ["maskiou.", *(f"heads.{number}." for number in range(max(len(heads), len(model.heads) + 1) - 1))]
     held = {name: state.pop(name) for name in list(state) if name.startswith(tuple(places))}
-    at = dict(zip(heads, places, strict=False))
+    at = dict(zip((replace(head, power=1.0) for head in heads), places, strict=False))
     used = set()
     for place, head in zip(places, model.config.all_heads, strict=False):
-        source = at.get(head, "maskiou." if place == "maskiou." else None)
+        source = at.get(replace(head, power=1.0), "maskiou." if place == "maskiou." else None)
         if source is not None:
             used.add(source)
             state |= {place + n.removeprefix(source): held[n] for n in held if n.startswith(source)}

@@ -1,16 +1,17 @@
 """`msrcnn study`: is the mask score better than the class score, and is anything better than the paper's head?
 
 OUT/shards, annotations, images   the data (`pipelines.study_data`)
-OUT/runs/PART-SEED-KIND           trainings: PART choose or confirm; KIND plain (Mask R-CNN), paper (MaskIoU head and
-                                  trunk together) or heads (all heads on the paper's finished trunk)
+OUT/runs/PART-SEED-KIND           trainings: PART choose or confirm; KIND paper (MaskIoU head and trunk together), heads
+                                  (all heads on the paper's finished trunk), nms (the paper's, with hard NMS: nothing
+                                  trains) or plain (Mask R-CNN)
 OUT/evaluations/PART-SEED-KIND    detections and numbers of each
 OUT/measured/PART-SEED.json       what one seed says about every ranking (`pipelines.study_measures`)
 OUT/results.json, results.md      the tables (`pipelines.study_results`, `pipelines.study_table`)
 
 In JSON files null stands for what is not defined, as a correlation where nothing was detected.
 
-What is there is not done again, so that the same command goes on after any kill. A seed that is in `measured` needs
-neither its runs nor its evaluations any more.
+What is there is not done again, so that the same command goes on after any kill. A seed that is in `measured` with as
+many draws needs neither its runs nor its evaluations any more.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from pipelines.evaluate import evaluate
 from pipelines.manifest import read_manifest
 from pipelines.options import EvaluateConfig, TrainConfig, worker_range
 from pipelines.progress import duration
-from pipelines.provenance import made
 from pipelines.reporting import SUMMARY, UNFINISHED, plain
 from pipelines.run_directory import MODEL
 from pipelines.storage import ASIDE, exclusively, locate
 from pipelines.study_data import StudyShards, study_shards
 from pipelines.study_measures import measure
 from pipelines.study_options import StudyConfig
+from pipelines.study_origin import check_origin, origin_of
 from pipelines.study_plan import CHOOSE, CONFIRM, HEADS, POWERS, STUDIES, Study
 from pipelines.study_results import best_powers, results_of
 from pipelines.study_table import markdown
@@ -87,8 +88,7 @@ def study(config: StudyConfig, log: Callable[[str], None] = print) -> None:
         powers = best_powers(plan, chosen)
         confirmed = [measured(config, plan, Part(CONFIRM, seed), shards, powers, log) for seed in plan.confirming]
     results = plain(results_of(config.name, plan, chosen, confirmed, powers) | {
-        "made": made(), "command": shown_command(config), "trunk": plan.described(),
-        "minutes": sum(one["seconds"] for one in (*chosen, *confirmed)) / 60,
+        "command": shown_command(config), "trunk": plan.described(),
         "data": {name: read_manifest(folder).rows for name, folder in asdict(shards).items()},
     })  # fmt: skip
     locate(out / "results.json").write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
@@ -120,6 +120,8 @@ def check_folder(config: StudyConfig, plan: Study) -> None:
     settings = {
         "study": config.name, "data": str(config.data) if config.data else None, "weights": config.weights,
         "plan": json.loads(json.dumps(to_dict(plan))), "heads": HEADS, "powers": list(POWERS),
+        # Threads follow from workers, and last bits from threads, in which the heads' detections must be the paper's.
+        "workers": config.workers, "gpu": config.gpu,
     }  # fmt: skip
     if (place / STUDY).size() is None:
         if any(not ASIDE.fullmatch(name) for name in place.list()):
@@ -187,7 +189,9 @@ def measured(
 ) -> dict[str, Any]:  # fmt: skip
     """What a seed says; its stages are run if that is not known."""
     file = config.out / MEASURED / f"{part.name}-{part.seed}.json"
+    origin = origin_of(config, plan, shards)
     if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == config.draws:
+        check_origin(file, value["origin"], origin)
         return dict(value)
     every = list(stages_of(plan))
     stages = [stage for stage in every if (stage.part, stage.seed) == part]
@@ -197,6 +201,7 @@ def measured(
     folders = {stage.kind: config.out / "evaluations" / stage.name for stage in stages}
     truth = shards.choose if part.name == CHOOSE else shards.val
     value = measure(folders, truth, tuple(plan.heads(part.name)), plan.counts, config.draws, powers)
+    value["origin"] = origin
     value["seconds"] = sum(json.loads((folder / SECONDS).read_text()) for folder in folders.values())
     locate(file.parent).make_folder()
     locate(file).write(json.dumps(plain(value), allow_nan=False).encode())
@@ -213,8 +218,13 @@ def defined(value: Any) -> Any:
 
 
 def shown_command(config: StudyConfig) -> str:
-    """The command without the paths of this machine and what changes no number."""
+    """The command without the paths and addresses of this machine."""
     given = {"--data": config.data, "--weights": config.weights}
     options = [f" {name} {name.removeprefix('--').upper()}" for name, value in given.items() if value is not None]
-    draws = f" --draws {config.draws}" if config.draws != StudyConfig.draws else ""
-    return f"msrcnn study {config.name} --out OUT{''.join(options)}{draws}"
+    options += [
+        f" --{name} {getattr(config, name)}"
+        for name in ("workers", "draws")
+        if getattr(config, name) != getattr(StudyConfig, name)
+    ]
+    options += [" --gpu"] if config.gpu else []
+    return f"msrcnn study {config.name} --out OUT{''.join(options)}"

@@ -17,7 +17,7 @@ from msrcnn.errors import InputError
 from pipelines.options import ShardConfig
 from pipelines.storage import locate
 
-CHOOSE = 0.2
+CHOSEN_SHARE = 0.2
 """Share of the training images that variants are chosen on."""
 PART_SEED = 0
 ROW_GROUP = 16
@@ -74,7 +74,7 @@ def part(annotations: Path, folder: Path) -> tuple[Path, Path]:
     whole = json.loads(annotations.read_text())
     ids = sorted(image["id"] for image in whole["images"])
     random.Random(PART_SEED).shuffle(ids)
-    chosen = set(ids[: round(len(ids) * CHOOSE)])
+    chosen = set(ids[: round(len(ids) * CHOSEN_SHARE)])
     if not chosen or len(chosen) == len(ids):
         raise InputError(f"{annotations}: {len(ids)} images cannot be parted; give a training set of at least 3")
     locate(folder).make_folder()

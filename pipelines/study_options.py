@@ -29,11 +29,12 @@ class StudyConfig:
     weights: str | None = None
     """weights that every trunk starts from, as `msrcnn train --weights`; nuclei and coco_sample want ImageNet's"""
     workers: str = "1"
-    """processes that train and that detect: a number, or MIN:MAX; without GPUs one a core is fastest"""
+    """processes that train and that detect: a number, or MIN:MAX; without GPUs one a core is the fastest from some
+    minutes of training on"""
     gpu: bool = False
     """one GPU a training worker and inference process"""
     draws: int = 1000
-    """bootstrap draws of images and seeds for the intervals"""
+    """bootstrap draws of images for the intervals"""
     tracking: str | None = None
     """MLflow tracking address; sqlite:///OUT/mlflow.db if absent"""
     address: str | None = None

@@ -1,4 +1,4 @@
-"""The tables of a study as numbers: means over seeds, deviations, and intervals over seeds and images.
+"""The tables of a study as numbers: means over seeds, deviations, and 95% intervals over images and seeds.
 
 A draw takes as many images as there are, with replacement; all rankings are compared on the same draws, so that
 intervals of differences are those of pairs. What seeds scatter is added (`msrcnn.metrics.resampling`).
@@ -54,7 +54,7 @@ def best_variant(plan: Study, chosen: Sequence[Measured], powers: Mapping[str, f
 
 
 class Seeds:
-    """Numbers of several seeds, and of draws of these and of images."""
+    """Numbers of several seeds, each on all images and on the same draws of them."""
 
     def __init__(self, measured: Sequence[Measured]) -> None:
         """Takes what each seed says, with draws."""
@@ -113,6 +113,8 @@ def results_of(
     return {
         "study": name,
         "seeds": {"choosing": list(plan.choosing), "confirming": list(plan.confirming)},
+        "origins": [m["origin"] for m in (*chosen, *confirmed)],
+        "minutes": sum(m["seconds"] for m in (*chosen, *confirmed)) / 60,
         "images": confirmed[0]["images"],
         "variant": {"head": variant, "options": plan.confirmed[variant], "power": powers[variant], "ranking": best},
         "candidates": candidates(plan),

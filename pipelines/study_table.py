@@ -39,7 +39,7 @@ def named(name: str) -> str:
     """A ranking in words."""
     head, _, power = name.partition("^")
     words = NAMES.get(head, head)
-    return words if power in ("", "1") else f"{words}, MaskIoU^{power}"
+    return words if power in ("", "1") else f"{words}, power {power}"
 
 
 def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -51,7 +51,7 @@ def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _about(results: Results) -> Iterator[str]:
-    data, seeds, made = results["data"], results["seeds"], results["made"]
+    data, seeds = results["data"], results["seeds"]
     yield from (f"## {results['study']}", "")
     yield (
         f"{data['train']} training images, {data['val']} validation images. {results['trunk']}. A variant was chosen "
@@ -61,25 +61,38 @@ def _about(results: Results) -> Iterator[str]:
         "finished trunk of the first, so that all rank the same masks."
     )
     yield ""
-    yield (
-        f"`{results['command']}`: trainings and evaluations took {results['minutes']:.0f} minutes on "
-        f"{made['machine']}{_gpus(made)}; {made['time']}."
-    )
+    yield f"`{results['command']}`: {results['minutes']:.0f} minutes of training and evaluation, what was lost in "\
+          f"interruptions not counted. {_origins(results)}"  # fmt: skip
     yield ""
 
 
-def _gpus(made: Mapping[str, str]) -> str:
-    return f", {made['gpus']}" if made.get("gpus") else ""
+def _origins(results: Results) -> str:
+    """When, where and from what the seeds were trained; seeds of one program and machine in one sentence."""
+    seeds = results["seeds"]
+    by_program: dict[tuple[str, ...], list[int]] = {}
+    for seed, of in zip((*seeds["choosing"], *seeds["confirming"]), results["origins"], strict=True):
+        key = (of["time"][:10], of.get("git_commit", "")[:12], of["machine"], of.get("gpus", ""), of["workers"])
+        by_program.setdefault(key, []).append(seed)
+    sentences = []
+    for (day, commit, machine, gpus, workers), of_key in by_program.items():
+        parts = [day, f"commit {commit}" if commit else "", machine, gpus, f"--workers {workers}"]
+        sentences.append(f"Seed{'s' * (len(of_key) > 1)} {_listed(of_key)}: {', '.join(filter(None, parts))}.")
+    if weights := results["origins"][0]["weights"]:
+        checksum = f" (SHA-256 {weights['sha256'][:16]})" if weights["sha256"] else ""
+        lacks = f", which lacks {_listed(weights['missing'])}: they begin at random" if weights["missing"] else ""
+        sentences.append(f"Trunks begin with {weights['name']}{checksum}{lacks}.")
+    return " ".join(sentences)
 
 
-def _listed(values: Sequence[int]) -> str:
+def _listed(values: Sequence[int | str]) -> str:
     return ", ".join(map(str, values))
 
 
 def _rankings(results: Results) -> Iterator[str]:
     yield from (
-        "Masks ranked by class score x MaskIoU of the head. Mask AP: mean ± deviation over seeds; in brackets 95% "
-        "intervals over seeds and images. In bold the variant that was chosen beforehand.",
+        "Masks ranked by class score x what the head predicts, to the power of 1 if none is named. Mask AP: mean ± "
+        "deviation over seeds; in brackets 95% intervals over images and seeds. In bold the variant that was chosen "
+        "beforehand.",
         "",
     )
     yield from _table(results["rankings"], results["variant"]["ranking"])
@@ -95,9 +108,12 @@ def _agreements(results: Results) -> Iterator[str]:
 
 
 def _screening(results: Results) -> Iterator[str]:
+    candidates, seeds = results["candidates"], results["seeds"]["choosing"]
+    chosen = f"{', '.join(candidates)} competed" if len(candidates) > 1 else "only powers were chosen"
+    over = "images and seeds" if len(seeds) > 1 else "images alone, since there is one seed"
     yield from (
-        f"The same where a variant was chosen from {' and '.join(results['candidates'])}. Powers are the best on these "
-        "very images, so that their rows flatter; intervals are over images and the seeds that chose.",
+        f"The same where a variant was chosen; {chosen}. Powers are the best on these very images, so that their rows "
+        f"flatter; intervals are over {over}.",
         "",
     )
     yield from _table(results["screened"], results["variant"]["ranking"])
@@ -141,18 +157,22 @@ def _table(rankings: Results, chosen: str) -> Iterator[str]:
 def _claims(results: Results) -> Iterator[str]:
     best, paper = results["variant"]["ranking"], f"{PAPER}^1"
     rankings, known = results["rankings"], results["agreement"]
-    no_maskiou = ", since it does not predict MaskIoU" if "goal=ap" in results["variant"]["options"] else ""
+    for_ap = "goal=ap" in results["variant"]["options"]
+    no_maskiou = ", since it does not predict MaskIoU" if for_ap else ""
     yield f"- The paper's head closes {interval(rankings[paper]['closed'], sign=False)} of the oracle gap of "\
           f"{interval(results['gap'])} AP; the paper's ResNet-18 closes 0.42 on COCO."  # fmt: skip
     yield "- Its correlation over the 100 best detections of an image is "\
           f"{interval(known[PAPER]['pearson, all'], sign=False)}; the paper's 0.74."  # fmt: skip
-    yield f"- Chosen beforehand: {named(best)} (`{results['variant']['options']}`, class score x MaskIoU^"\
-          f"{results['variant']['power']:g}). It closes {interval(rankings[best]['closed'], sign=False)}, is "\
-          f"{interval(rankings[best]['over paper'])} AP over the paper's head, and its correlation is "\
-          f"{interval(known[results['variant']['head']]['pearson, all'], sign=False)}{no_maskiou}."  # fmt: skip
+    variant = results["variant"]
+    product = f"class score x {'worth' if for_ap else 'MaskIoU'}^{variant['power']:g}"
+    yield f"- Chosen beforehand: {named(best)} (`{variant['options']}`, {product}). It closes "\
+          f"{interval(rankings[best]['closed'], sign=False)}, is {interval(rankings[best]['over paper'])} AP over the "\
+          f"paper's head, and its correlation is {interval(known[variant['head']]['pearson, all'], sign=False)}"\
+          f"{no_maskiou}."  # fmt: skip
     for name, of in results["best over"].items():
         if name != paper:
-            yield f"- It is {interval(of)} AP over {named(name)}."
+            same = ", which had the same schedule" if name == f"{FROZEN}^1" else ""
+            yield f"- It is {interval(of)} AP over {named(name)}{same}."
     yield ""
 
 
@@ -163,7 +183,8 @@ def _ablations(results: Results) -> Iterator[str]:
         return
     ours = {head: rankings[ranking(head, 1.0)]["gain"] for head in heads}
     theirs = {head: published[head] - published[CLASS] for head in heads}
-    yield from ("Tables 4 to 6 of the paper, each head on the finished trunk; gains over the class score, in AP.", "")
+    yield from ("Tables 4 to 6 of the paper, each head on the finished trunk; gains over the class score, in AP. Each "
+                "interval is for itself: of twenty pairs without a difference about one excludes 0.", "")  # fmt: skip
     r = {head: shown(results["agreement"][head]["pearson, all"]["mean"]) for head in heads}
     rows = [[head, interval(ours[head]), shown(theirs[head], "+.2f"), r[head]] for head in heads]
     yield from grid(["head", "ours", "paper, COCO", "r, all"], rows)

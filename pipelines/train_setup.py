@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from msrcnn.config import difference, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.pretrained import load_weights
+from msrcnn.pretrained import WeightsReport, load_weights
 from msrcnn.weights import load_model
 from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
@@ -97,17 +97,21 @@ def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> 
     return pretrained_model(config.weights, job, log) if config.weights is not None else None
 
 
+def load_any_weights(model: MaskScoringRCNN, weights: str, categories: Sequence[str]) -> WeightsReport:
+    """As `load_weights`, also of a run's folder or a URL."""
+    if "://" in weights or Path(weights).is_dir():
+        with on_disk(find_model(weights)[0]) as path:
+            return load_weights(model, str(path), categories)
+    return load_weights(model, weights, categories)
+
+
 def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
     """A model with what fits of some weights; prints what came of loading them."""
     torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
     model = MaskScoringRCNN(job.model)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEADS)}
     names = [name for _, _, name in job.categories]
-    if "://" in weights or Path(weights).is_dir():
-        with on_disk(find_model(weights)[0]) as path:
-            report = load_weights(model, str(path), names)
-    else:
-        report = load_weights(model, weights, names)
+    report = load_any_weights(model, weights, names)
     for line in report.lines():
         log(line)
     missing = [name for name in report.missing if name.startswith(HEADS)]

@@ -20,6 +20,9 @@ PLAN = Study(
     "demo", 1, (), 1, (), 1, (), ShapesConfig(12, 8, 96, seed=7), HEADS, HEADS, confirming=(1, 2), counts=(100, 400)
 )
 DRAWS = 200
+ORIGIN = {"time": "2026-11-29 08:15 UTC", "git_commit": "0123456789abcdef", "machine": "2 CPUs", "workers": "1",
+          "version/torch": "2.15.0", "data": {"train": "aa", "val": "bb"},
+          "weights": {"name": "trunk.pth", "sha256": "c" * 64, "missing": ["backbone.trunk.conv1.weight"]}}  # fmt: skip
 LIMITS = ("none", "unmatched", "matched", "the smallest third", "all")
 
 
@@ -50,6 +53,7 @@ def said(seed: int, draws: int = DRAWS, plan: Study = PLAN) -> dict[str, Any]:
                            "bias": float(rng.normal(0, 0.2)), "error": float(rng.uniform(0, 0.5))}
                           for low, high in pairwise(BINS)] for head in heads},
         "limits": {head: dict(zip(LIMITS, rng.uniform(22, 31, len(LIMITS)).tolist(), strict=True)) for head in heads},
+        "seconds": 140.0, "origin": ORIGIN,
     }  # fmt: skip
 
 
@@ -58,7 +62,7 @@ def results(plan: Study = PLAN, confirmed: list[dict[str, Any]] | None = None) -
     chosen = [said(seed, DRAWS, plan) for seed in plan.choosing]
     confirmed = confirmed or [said(seed, DRAWS, plan) for seed in plan.confirming]
     found = results_of("quick", plan, chosen, confirmed, best_powers(plan, chosen)) | {
-        "made": {"machine": "2 CPUs", "time": "today"}, "command": "msrcnn study quick --out OUT", "minutes": 7.0,
+        "command": "msrcnn study quick --out OUT",
         "trunk": plan.described(), "data": {"train": 12, "fit": 10, "choose": 2, "val": 8},
     }  # fmt: skip
     return dict(json.loads(json.dumps(plain(found), allow_nan=False)))

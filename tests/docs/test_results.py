@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import json
-import math
-import operator
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,47 +25,53 @@ def test_the_readme_has_a_place_for_the_table() -> None:
 
 
 def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = studies.results()
-    value["rankings"]["class score"]["AP"]["mean"] = 12.346
-    (tmp_path / "out" / "measured").mkdir(parents=True)
     monkeypatch.setattr(results, "STORED", tmp_path / "stored")
     assert "## nuclei" not in results.page()
+    ap = {}
     for name in ("nuclei", "quick"):
-        (tmp_path / "out" / "results.json").write_text(json.dumps(value | {"study": name}))
+        value = finished(tmp_path / "out", name, monkeypatch)
         results.take(tmp_path / "out")
         assert f"## {name}" in results.page()
-    assert "12.35 ± " in results.page()
-    assert "| nuclei, 2 seeds | 12.3 |" in results.readme()
-    assert "| quick, 2 seeds | 12.3 |" in results.page()
-    assert "| quick, " not in results.readme()
+        ap[name] = value["rankings"]["class score"]["AP"]["mean"]
+        assert f"\n| class score | {ap[name]:.2f} ± " in results.page()
+    assert f"\n| **nuclei**, 2 seeds |  |  |  |\n| class score | {ap['nuclei']:.1f} |" in results.readme()
+    assert f"\n| **quick**, 2 seeds |  |  |  |\n| class score | {ap['quick']:.1f} |" in results.page()
+    assert "quick**" not in results.readme()
+    assert not list((tmp_path / "stored").rglob(".*"))
+
+
+def finished(out: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a study with made up numbers leaves in its folder; its results."""
+    monkeypatch.setitem(results.STUDIES, name, studies.PLAN)
+    seeds = {f"{part}-{seed}": seed for part, of in (("choose", (0,)), ("confirm", (1, 2))) for seed in of}
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "measured").mkdir(parents=True)
+    for file, seed in seeds.items():
+        (out / "measured" / f"{file}.json").write_text(json.dumps(studies.said(seed + len(name))))
+    value = results.computed(name, out / "measured")
+    value |= {key: studies.results()[key] for key in results.BESIDE}
+    (out / "results.json").write_text(json.dumps(value))
+    return value
 
 
 @pytest.mark.parametrize("name", [file.stem for file in sorted(results.STORED.glob("*.json"))])
 def test_stored_results_follow_from_what_each_seed_measured(name: str) -> None:
     found = json.loads((results.STORED / f"{name}.json").read_text())
-    again = json.loads(json.dumps(results.computed(name), allow_nan=False))
-    assert {*again} == {*found} - {"made", "command", "trunk", "minutes", "data"}
-    differing = [path for path, value in leaves(again) if not close(value, at(found, path))]
+    differing = results.differences(results.computed(name, results.STORED / "measured" / name), found)
     assert not differing, f"docs/results/{name}.json is not of docs/results/measured/{name}: {differing[:5]}"
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Every number and text with where it is."""
-    if isinstance(value, dict | list):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(part, (*path, key))
-    else:
-        yield path, value
-
-
-def at(value: Any, path: tuple[Any, ...]) -> Any:
-    return functools.reduce(operator.getitem, path, value)
-
-
-def close(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)  # numpy's sums depend on the processor
-    return bool(one == other)
+def test_numbers_of_no_seed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "STORED", tmp_path / "stored")
+    value = finished(tmp_path / "out", "nuclei", monkeypatch)
+    changed, more = copy.deepcopy(value), copy.deepcopy(value)
+    changed["rankings"]["class score"]["AP"]["mean"] += 0.01
+    more["rankings"]["(a)^8"] = more["rankings"]["(a)^1"]
+    for other, where in ((changed, "rankings/class score/AP/mean"), (more, r"rankings/\(a\)\^8/")):
+        (tmp_path / "out" / "results.json").write_text(json.dumps(other))
+        with pytest.raises(InputError, match=rf"results.json: does not follow from measured .*{where}.*; give `msrcnn"):
+            results.take(tmp_path / "out")
+    assert not (tmp_path / "stored").exists()
 
 
 def test_a_study_that_is_not_finished_is_refused(tmp_path: Path) -> None:

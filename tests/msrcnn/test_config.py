@@ -46,6 +46,7 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (MaskIoUConfig, "maskiou", "unmatched", ["one", ""]),
     (MaskIoUConfig, "maskiou", "loss", ["l3", "L2"]),
     (MaskIoUConfig, "maskiou", "goal", ["ap", "AP", "score"]),
+    (MaskIoUConfig, "maskiou", "power", [0.0, -1.0, 2.0, NAN]),
     (MaskIoUConfig, "maskiou", "weight", [-1.0, NAN]),
     (SelectionConfig, "selection", "method", ["soft", "nms"]),
     (SelectionConfig, "selection", "iou_threshold", [0.0, 1.1, NAN]),
@@ -107,7 +108,9 @@ def test_a_head_that_is_left_out_cannot_be_what_trains() -> None:
     assert not ModelConfig(maskiou=MaskIoUConfig(enabled=False)).maskiou.enabled
 
 
-FORM = "FIELD=VALUE,... of the fields input, target, tau, weight, rois, unmatched, loss, balanced, evidence, goal"
+FORM = (
+    "FIELD=VALUE,... of the fields input, target, tau, weight, rois, unmatched, loss, balanced, evidence, goal, power"
+)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,7 @@ def test_worth_to_ap_wants_all_detections_and_cross_entropy() -> None:
     for change in other:
         with pytest.raises(InputError, match=r"maskiou\.goal = 'ap' .* rois=detections, tau=-1 and loss=bce"):
             dataclasses.replace(worth, **change)
+    assert MaskIoUConfig().name_of(dataclasses.replace(worth, power=4.0)).endswith(",goal=ap,power=4.0")
     assert worth.reads_evidence
     assert config.reads_evidence("detections")
     assert not config.reads_evidence("proposals")

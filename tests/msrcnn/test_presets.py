@@ -57,7 +57,8 @@ def test_with_a_head_for_ap_the_detector_is_the_same(name: str) -> None:
     """So that a finished run's weights fit; docs/results.md has what the head is worth."""
     plain, better = find_preset(name), find_preset(name + "+ap")
     assert better.data == plain.data
-    assert (better.model.trained, better.model.maskiou.goal) == ("maskiou", "ap")
+    maskiou = better.model.maskiou
+    assert (better.model.trained, maskiou.goal, maskiou.power) == ("maskiou", "ap", 2.0)
     assert dataclasses.replace(better.model, trained="all", maskiou=plain.model.maskiou) == plain.model
     assert better.solver.epochs == plain.solver.epochs
     assert better.solver.lr >= 4 * plain.solver.lr  # what a head alone needs

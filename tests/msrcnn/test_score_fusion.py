@@ -281,6 +281,19 @@ def test_worth_stands_for_maskiou_in_testing() -> None:
     assert not torch.allclose(column, own.sigmoid().squeeze(1), atol=0.05)
 
 
+def test_the_power_is_of_the_worth_in_mask_scores_alone() -> None:
+    """Not of what is learnt."""
+    plain, other = (with_good_masks(dataclasses.replace(WHOLE, maskiou=dataclasses.replace(WORTH, power=power)))
+                    for power in (1.0, 4.0))  # fmt: skip
+    other.load_state_dict(plain.state_dict())
+    found, ranked = (detections_of(model, batch_of("all", training=False)) for model in (plain, other))
+    assert len(found.maskious[found.valid].unique()) > 10
+    torch.testing.assert_close(ranked.maskious[found.valid], found.maskious[found.valid] ** 4)
+    torch.testing.assert_close(ranked.mask_scores, ranked.class_scores * ranked.maskious)
+    losses = [losses_of(model, batch_of("all", "all")) for model in (plain, other)]
+    assert losses[0] == losses[1]
+
+
 def test_the_loss_is_that_without_the_goal_and_the_fusions(known: dict[str, Any]) -> None:
     model, plain = pair()
     said: list[Tensor] = []

@@ -65,10 +65,11 @@ def test_a_folder_belongs_to_one_study(tmp_path):
     config, plan = StudyConfig("nuclei", tmp_path / "o", data=tmp_path, weights="w.pt"), STUDIES["nuclei"]
     check_folder(config, plan)
     check_folder(config, plan)
-    check_folder(replace(config, workers="1", draws=200, gpu=True), plan)  # which change nothing that is there
+    check_folder(replace(config, draws=200, tracking="http://t", address="ray://h"), plan)  # which train no other heads
     other_plan = replace(plan, confirming=(1, 2))
     for other, of in ((replace(config, weights=None), plan), (replace(config, data=tmp_path / "d"), plan),
-                      (replace(config, name="coco_sample"), STUDIES["coco_sample"]), (config, other_plan)):  # fmt: skip
+                      (replace(config, name="coco_sample"), STUDIES["coco_sample"]), (config, other_plan),
+                      (replace(config, workers="2"), plan), (replace(config, gpu=True), plan)):  # fmt: skip
         with pytest.raises(InputError, match="holds another study, or this one with other settings") as error:
             check_folder(other, of)
         assert "\n" not in str(error.value)

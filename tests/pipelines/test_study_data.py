@@ -30,7 +30,6 @@ def test_parts_are_disjoint_and_complete(tmp_path, images):
     assert len(choose["images"]) == round(0.2 * images)
     ids = [{row["id"] for row in half["images"]} for half in (fit, choose)]
     assert not ids[0] & ids[1]
-    assert sum(half["annotations"] != [] for half in (fit, choose)) >= 1
     for of in ("images", "annotations"):
         both = [*fit[of], *choose[of]]
         assert sorted(both, key=lambda row: row["id"]) == sorted(whole[of], key=lambda row: row["id"])

@@ -60,3 +60,16 @@ def test_a_head_of_the_same_kind_goes_on(finished: tuple[Path, MaskScoringRCNN])
     model, lines = begun(file, replace(SMALL, trained="maskiou"))
     assert same(model, paper, head=True)
     assert not any("random" in line for line in lines)
+
+
+def test_a_further_head_that_ranks_by_another_power_goes_on(tmp_path: Path) -> None:
+    worth = "tau=-1,rois=detections,loss=bce,goal=ap"
+    torch.manual_seed(5)
+    model = MaskScoringRCNN(replace(SMALL, heads=(worth, "input=b")))
+    save_model(tmp_path / "model.pt", model, DataConfig(64, 64), CATEGORIES)
+    again, lines = begun(tmp_path / "model.pt", replace(SMALL, heads=("input=b", f"{worth},power=4")))
+    assert not any("random" in line for line in lines)
+    weights = model.state_dict()
+    for name, tensor in again.state_dict().items():
+        place = name.replace("heads.0.", "heads.x.").replace("heads.1.", "heads.0.").replace("heads.x.", "heads.1.")
+        assert torch.equal(tensor, weights[place]), name
