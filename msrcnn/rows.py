@@ -24,7 +24,7 @@ class ImageTruth:
     width: int
     annotation_ids: npt.NDArray[np.int64]  # [G]
     categories: npt.NDArray[np.int32]  # [G], contiguous, 1..C
-    boxes: npt.NDArray[np.float32]  # [G, 4], x0 y0 x1 y1 in pixels
+    boxes: npt.NDArray[np.float32]  # [G, 4], x0 y0 x1 y1 in pixels, as annotated
     areas: npt.NDArray[np.float32]  # [G], pixels, as annotated: decides small, medium, large
     crowd: npt.NDArray[np.bool_]  # [G]
     rles: list[bytes]  # G COCO compressed counts of the [height, width] mask

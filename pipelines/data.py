@@ -24,7 +24,7 @@ WIDTH = 100
 CLASSES_SHOWN = 100
 REJECTED_SHOWN = 5
 SMALL, LARGE = 32**2, 96**2
-"""COCO's limits between small, medium and large, in pixels of mask area."""
+"""COCO's limits between small, medium and large, in pixels of annotated area."""
 COLUMNS = [
     "height", "width", "instances.list.element.category", "instances.list.element.area",
     "instances.list.element.iscrowd",
@@ -41,7 +41,7 @@ class Columns:
     widths: np.ndarray  # int32 [N]
     counts: np.ndarray  # int64 [N], instances of each image
     categories: np.ndarray  # int32 [G], 1..C, image by image
-    areas: np.ndarray  # float32 [G], pixels of the mask
+    areas: np.ndarray  # float32 [G], pixels, as annotated
     crowd: np.ndarray  # bool [G]
 
 
@@ -106,10 +106,10 @@ def size_lines(columns: Columns) -> Iterable[str]:
     areas = columns.areas[~columns.crowd]
     small, large = int((areas < SMALL).sum()), int((areas >= LARGE).sum())
     yield (
-        f"objects by mask area: small (under 32 x 32 pixels) {small}, medium {len(areas) - small - large}, "
+        f"objects by area: small (under 32 x 32 pixels) {small}, medium {len(areas) - small - large}, "
         f"large (from 96 x 96) {large}"
     )
-    yield f"square root of the mask area in pixels: {spread(np.sqrt(areas))}"
+    yield f"square root of the area in pixels: {spread(np.sqrt(areas))}"
 
 
 def class_table(manifest: Manifest, columns: Columns) -> str:

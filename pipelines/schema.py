@@ -9,15 +9,15 @@ import pyarrow as pa
 
 from msrcnn.errors import InputError
 
-SHARD_VERSION = 1
+SHARD_VERSION = 2
 """Raised when a shard row's meaning changes; readers refuse other versions."""
 
 INSTANCE = pa.struct(
     [
         ("annotation_id", pa.int64()),
         ("category", pa.int32()),  # contiguous, 1..C in the order of the data set's categories
-        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in pixels
-        ("area", pa.float32()),  # pixels of the mask
+        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in pixels, as annotated
+        ("area", pa.float32()),  # pixels, as annotated: decides small, medium, large
         ("iscrowd", pa.bool_()),
         ("rle", pa.binary()),  # COCO compressed counts of the [height, width] mask
     ]

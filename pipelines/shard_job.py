@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrcnn.data.coco import ImageRecord, read_instance
-from msrcnn.data.corrections import corrections
+from msrcnn.data.corrections import believed
 from msrcnn.data.decoding import ImageError, decode_image
 from msrcnn.data.rejected import AnnotationError, Reason, Rejected
 from msrcnn.errors import InputError
@@ -151,7 +151,8 @@ def _instances(record: ImageRecord, numbers: dict[int, int], notes: Notes) -> It
         except AnnotationError as error:
             notes.rejected.append(Rejected(error.reason, error.detail, record.image_id, annotation["id"]))
             continue
-        for kind, detail in corrections(annotation, instance):
+        instance, corrected = believed(annotation, instance)
+        for kind, detail in corrected:
             notes.correct(kind, f"image {record.image_id}, annotation {instance.annotation_id}: {detail}")
         yield asdict(instance)
 

@@ -23,7 +23,7 @@ BOUND = ("data", "weights")
 
 
 def origin_of(config: StudyConfig, plan: Study, shards: StudyShards) -> dict[str, Any]:
-    """Of what is measured now, as JSON takes it.
+    """Of what is measured now, as JSON takes it; the data by its annotation files' SHA-256.
 
     Raises:
         InputError: the weights or the shards cannot be used.
@@ -31,9 +31,10 @@ def origin_of(config: StudyConfig, plan: Study, shards: StudyShards) -> dict[str
     now = made()
     return {name: now[name] for name in MADE if name in now} | {
         "workers": config.workers,
-        "data": {name: read_manifest(getattr(shards, name)).fingerprint for name in ("train", "val")},
+        "data": {name: read_manifest(getattr(shards, name)).source["plan"]["annotations_sha256"]
+                 for name in ("train", "val")},
         "weights": weights_of(config, plan, shards),
-    }
+    }  # fmt: skip
 
 
 def weights_of(config: StudyConfig, plan: Study, shards: StudyShards) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
 from cluster.session import connect
+from msrcnn.config import SolverConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.solver import REFERENCE_BATCH
@@ -127,13 +128,24 @@ def _step(run: Location) -> int:
 
 
 def headline(job: Job, manifest: Manifest, run: Location) -> str:
-    """What is going to be done."""
+    """What is going to be done; a decay that would never come is seen by it, as after --solver.epochs alone."""
     rest = job.rows - job.steps_per_epoch * job.solver.batch
     rate = job.solver.lr * job.solver.batch / REFERENCE_BATCH
     left_out = f" ({rest} images left out of each epoch)" if rest else ""
     return (
         f"training {manifest.name}: {manifest.rows} images, {len(manifest.categories)} categories, "
-        f"{job.total_steps} steps of {job.solver.batch} images{left_out} at learning rate {rate:g}; run directory {run}"
+        f"{job.total_steps} steps of {job.solver.batch} images{left_out} at learning rate {rate:g}, "
+        f"{falls(job.solver)}; run directory {run}"
+    )
+
+
+def falls(solver: SolverConfig) -> str:
+    """When the learning rate falls, in words."""
+    if epochs := [str(epoch) for epoch in solver.decay_epochs if epoch < solver.epochs]:
+        return f"falling after epoch {' and '.join(epochs)} of {solver.epochs}"
+    late = " ".join(map(str, solver.decay_epochs))
+    return (
+        f"which never falls (--solver.decay-epochs {late} in {solver.epochs} epochs)" if late else "which never falls"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from msrcnn.config import difference, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.pretrained import WeightsReport, load_weights
+from msrcnn.pretrained import TRUNK, WeightsReport, load_weights
 from msrcnn.weights import load_model
 from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
@@ -125,7 +125,21 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     if job.model.trained == "maskiou" and absent:
         raise InputError(f"{weights}: {absent[0]} and {len(absent) - 1} more tensors are not in it, and "
                          "--model.trained maskiou does not train them; give a whole Mask R-CNN")  # fmt: skip
+    _refuse_random_frozen(weights, model, report.missing)
     return model
+
+
+def _refuse_random_frozen(weights: str, model: MaskScoringRCNN, missing: Sequence[str]) -> None:
+    """Raises InputError where what the weights lack stays at its initial values: a ResNet-50's in a ResNet-101."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if model.config.norm != "frozen_bn":  # running statistics follow the images
+        trained |= {name for name, _ in model.named_buffers()}
+    stay = [name for name in missing if name.startswith(TRUNK) and name not in trained]
+    if stay:
+        config = model.config
+        raise InputError(f"{weights}: lacks {stay[0]} and {len(stay) - 1} more tensors of the trunk that stay as they "
+                         f"are initialised (model.norm = {config.norm!r}, model.frozen_stages = "
+                         f"{config.frozen_stages}); give weights of a {config.backbone}")  # fmt: skip
 
 
 def old_model(place: str, job: Job) -> MaskScoringRCNN:

@@ -121,6 +121,7 @@ def make_targets(truths: Sequence[ImageTruth], sizes: Sequence[tuple[int, int]],
         if flip:
             box[:, [0, 2]] = w - box[:, [2, 0]]
         boxes[b, : len(keep)], labels[b, : len(keep)] = box, truth.categories[keep]
-        areas[b, : len(keep)] = truth.areas[keep]
-        crops.append([decode_crop(truth.rles[i], truth.height) for i in keep])
+        found = [decode_crop(truth.rles[i], truth.height) for i in keep]
+        areas[b, : len(keep)] = [np.count_nonzero(crop) for crop, _ in found]  # the annotated is a polygon's
+        crops.append(found)
     return Targets(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(areas), pack_crops(crops, slots))

@@ -65,12 +65,12 @@ class CocoDataset:
 
 @dataclass(frozen=True)
 class Instance:
-    """One converted annotation; `bbox` (x0, y0, x1, y1, in pixels) and `area` come from the mask itself."""
+    """One converted annotation; `bbox` is x0, y0, x1, y1 in pixels, `area` in pixels."""
 
     annotation_id: int
     category: int
     bbox: tuple[float, float, float, float]
-    area: int
+    area: float
     iscrowd: bool
     rle: bytes
 
@@ -115,7 +115,7 @@ def parse_coco(data: bytes, path: str) -> CocoDataset:
 
 
 def read_instance(annotation: Mapping[str, Any], height: int, width: int, numbers: Mapping[int, int]) -> Instance:
-    """Converts one annotation of a [height, width] image.
+    """Converts one annotation of a [height, width] image; box and area are those of its mask.
 
     Args:
         annotation: from `ImageRecord.annotations`, or as a file has it.

@@ -1,8 +1,9 @@
-"""What an annotation says about its own mask and the mask contradicts: the mask is believed, the difference counted."""
+"""An annotation's own box and area: believed unless its mask plainly contradicts them, which is counted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -23,6 +24,29 @@ class Correction(StrEnum):
     AREA = "area does not match the mask"
 
 
+def believed(annotation: Mapping[str, Any], instance: Instance) -> tuple[Instance, list[tuple[Correction, str]]]:
+    """The instance with the box and area of its annotation, with which COCO's evaluator computes.
+
+    A polygon's box differs from that of its pixels by fractions of a pixel: of COCO's instances 23% by an IoU below
+    0.95. Where they are absent or wrong, those of the mask are kept.
+
+    Args:
+        annotation: as the file has it; `bbox` x, y, width, height in pixels.
+        instance: what its mask gives.
+
+    Returns:
+        It, and the `corrections`.
+    """
+    found = corrections(annotation, instance)
+    wrong = {kind for kind, _ in found}
+    if "bbox" in annotation and Correction.BOX not in wrong:
+        x, y, width, height = annotation["bbox"]
+        instance = replace(instance, bbox=(x, y, x + width, y + height))
+    if _is_number(annotation.get("area")) and Correction.AREA not in wrong:
+        instance = replace(instance, area=annotation["area"])
+    return instance, found
+
+
 def corrections(annotation: Mapping[str, Any], instance: Instance) -> list[tuple[Correction, str]]:
     """Where `bbox` and `area` of an annotation are plainly not its mask's; absent ones are not.
 
@@ -31,8 +55,8 @@ def corrections(annotation: Mapping[str, Any], instance: Instance) -> list[tuple
     low ones on objects of a few pixels: no side of a box with IoU below 0.5 is off by more than 0.8 pixels. Areas of
     objects that are no crowds are off by 52% at most (one pixel of two), and by at most 17% where it is more than 10
     pixels. COCO's areas of crowds exceed their masks by up to 51% (3,089 pixels stated as 4,665) and are not compared.
-    So a box is wrong if its IoU is below 0.5 and a side is off by more than 2 pixels, an area if it is off by more than
-    25% and 10 pixels.
+    So a box is wrong if its IoU is below 0.5 and a side is off by more than 2 pixels, or it has no extent; an area if
+    it is off by more than 25% and 10 pixels, or negative.
 
     Args:
         annotation: as the file has it; `bbox` x, y, width, height in pixels.
@@ -54,12 +78,12 @@ def _box_problem(stated: Any, true: tuple[float, float, float, float]) -> str | 
     box, mask = np.array([x, y, x + width, y + height]), np.array(true)
     overlap = np.clip(np.minimum(box[2:], mask[2:]) - np.maximum(box[:2], mask[:2]), 0, None).prod()
     union = max(width, 0) * max(height, 0) + (mask[2:] - mask[:2]).prod() - overlap
-    wrong = overlap < MIN_BOX_IOU * union and np.abs(box - mask).max() > BOX_SLACK
+    wrong = min(width, height) <= 0 or (overlap < MIN_BOX_IOU * union and np.abs(box - mask).max() > BOX_SLACK)
     return says if wrong else None
 
 
-def _wrong_area(stated: Any, true: int) -> bool:
-    return not _is_number(stated) or abs(stated - true) > max(MAX_AREA_ERROR * true, AREA_SLACK)
+def _wrong_area(stated: Any, true: float) -> bool:
+    return not _is_number(stated) or stated < 0 or abs(stated - true) > max(MAX_AREA_ERROR * true, AREA_SLACK)
 
 
 def _is_number(value: Any) -> bool:

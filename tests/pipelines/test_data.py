@@ -85,7 +85,7 @@ def test_every_number_of_the_report(shards: Path) -> None:
     assert "longer side in pixels: mean 213.8, least 50, quartiles 91 / 202 / 325, most 400" in lines
     assert "lying 1, standing 1, about square 2" in lines
     assert (
-        "objects by mask area: small (under 32 x 32 pixels) 1, medium 2, large (from 96 x 96) 2" in lines
+        "objects by area: small (under 32 x 32 pixels) 1, medium 2, large (from 96 x 96) 2" in lines
     )  # 32 x 32 is medium, 96 x 96 large
     table = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     assert [cells[:5] for cells in table] == [

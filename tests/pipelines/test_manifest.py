@@ -51,7 +51,7 @@ def test_broken_manifests(tmp_path: Path) -> None:
         (text[:50], "not a manifest of shards"),
         ("[]", "not a manifest of shards"),
         (text.replace('"parts"', '"pieces"'), "the key 'parts' is missing"),
-        (text.replace('"version": 1', '"version": 99'), "shard version 99, this program reads 1"),
+        (text.replace('"version": 2', '"version": 99'), "shard version 99, this program reads 2"),
     ]:
         path.write_text(content)
         with pytest.raises(InputError, match=message):

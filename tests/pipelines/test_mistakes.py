@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 
+from msrcnn.config import SolverConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.presets import PRESETS
 from msrcnn.weights import save_model
@@ -22,6 +23,7 @@ from pipelines.cli import main
 from pipelines.manifest import read_manifest
 from pipelines.options import ShardConfig
 from pipelines.shard import shard
+from pipelines.train import falls
 from tests.commands import ROOT
 from tests.evaluations import write_model
 
@@ -212,11 +214,16 @@ def test_without_arguments_the_commands_are_listed(monkeypatch, capsys) -> None:
 
 
 def test_a_training_says_where_it_begins_and_at_which_learning_rate(trained: Any) -> None:
-    """Which shows a mistyped --run, which begins anew, and a rate that was scaled twice."""
+    """Which shows a mistyped --run, which begins anew, a rate that was scaled twice, and one that never falls."""
     config, lines = trained
     headline = next(line for line in lines if line.startswith("training "))
     assert "steps of 4 images" in headline
-    assert f"at learning rate {config.solver.lr * 4 / 16:g}; run directory {config.run}" in headline
+    assert f"at learning rate {config.solver.lr * 4 / 16:g}, falling after epoch 1 of 2; " in headline
+    assert headline.endswith(f"; run directory {config.run}")
+    assert falls(SolverConfig()) == "falling after epoch 14 and 17 of 18"
+    assert falls(SolverConfig(epochs=16)) == "falling after epoch 14 of 16"
+    assert falls(SolverConfig(epochs=12)) == "which never falls (--solver.decay-epochs 14 17 in 12 epochs)"
+    assert falls(SolverConfig(decay_epochs=())) == "which never falls"
     assert "2 workers begin at step 0" in lines
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from msrcnn.data.coco import ImageRecord
+from msrcnn.data.coco import ImageRecord, read_coco
 from msrcnn.data.corrections import Correction
 from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
+from msrcnn.metrics.coco_ap import METRICS, CocoAP
 from pipelines import shard_job
 from pipelines.part_records import parse_record
 from pipelines.schema import Category, ShardMeta
 from pipelines.shard_job import WriteJob, pack, write_shard
 from pipelines.storage import Location, locate
+from pipelines.stored_rows import truths_of
+from tests.reference import reference_scenes
 
 SIZE = (30, 40)  # height, width
 META = ShardMeta("little", (Category(1, 3, "cat"), Category(2, 17, "dog")))
@@ -132,14 +137,40 @@ def test_task_counts_boxes_and_areas_that_masks_contradict(tmp_path: Path) -> No
     (tmp_path / "images" / "a.png").write_bytes(encoded("png", 0))
     right = {"id": 5, "image_id": 1, "category_id": 3, "segmentation": POLYGON, "bbox": [1.5, 2, 18.7, 16], "area": 250}
     wrong = [{**right, "id": 6, "bbox": [2, 1.5, 16, 90]}, {**right, "id": 7, "bbox": [0, 0, 1, 1], "area": 1}]
-    written = write_shard(0, pack([ImageRecord(1, "a.png", *SIZE, (right, *wrong))]), job)
+    silent = {name: right[name] for name in ("id", "image_id", "category_id", "segmentation")} | {"id": 8}
+    written = write_shard(0, pack([ImageRecord(1, "a.png", *SIZE, (right, *wrong, silent))]), job)
     assert {kind: entry.count for kind, entry in written.corrected.items()} == {Correction.BOX: 2, Correction.AREA: 1}
     assert written.corrected[Correction.BOX].first.startswith(
         "image 1, annotation 6: [2, 1.5, 16, 90], its mask's is ["
     )
     assert written.part is not None
     (row,) = pq.read_table(tmp_path / "out" / written.part.file).to_pylist()
-    assert len({(tuple(i["bbox"]), i["area"], i["rle"]) for i in row["instances"]}) == 1
+    first, *others = ((i["bbox"], i["area"]) for i in row["instances"])
+    assert first == (pytest.approx([1.5, 2, 20.2, 18]), 250)
+    of_mask = others[-1]
+    assert others == [(of_mask[0], 250), of_mask, of_mask]
+    assert of_mask[0] != first[0]
+    assert len({i["rle"] for i in row["instances"]}) == 1
+
+
+@pytest.mark.parametrize("kind", ["segm", "bbox"])
+def test_official_numbers_of_the_shards_of_an_annotation_file(tmp_path: Path, data_dir: Path, kind: str) -> None:
+    """COCO's own evaluator computes with boxes and areas as annotated. Pictures do not matter."""
+    dataset = read_coco(data_dir / "ap_reference" / "ground_truth.json")
+    _, found, categories = reference_scenes(data_dir, kind)
+    meta = ShardMeta("reference", tuple(Category(i, *c) for i, c in enumerate(categories, start=1)))
+    job = replace(job_in(tmp_path), meta=meta)
+    for record in dataset.images:
+        blank = Image.new("RGB", (record.width, record.height))
+        blank.save(tmp_path / "images" / record.file_name, "png")
+    written = write_shard(0, pack(dataset.images), job)
+    assert (written.rejected, written.corrected) == ((), {})
+    ap = CocoAP([(i, name) for i, (_, name) in enumerate(categories, start=1)])
+    ap.update(truths_of(pq.read_table(tmp_path / "out" / "shard-00000.parquet")), list(found.values()))
+    report = ap.summarise(bootstrap=0)
+    ours = report.box if kind == "bbox" else report.mask_by_class
+    expected = json.loads((data_dir / "ap_reference" / "expected.json").read_text())[kind]
+    np.testing.assert_allclose([ours[name] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
 def remote(tmp_path: Path, kind: str) -> Location:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
 from msrcnn.presets import Preset, for_ap
 from msrcnn.weights import save_model
 from pipelines.job import Job
@@ -73,3 +75,20 @@ def test_a_further_head_that_ranks_by_another_power_goes_on(tmp_path: Path) -> N
     for name, tensor in again.state_dict().items():
         place = name.replace("heads.0.", "heads.x.").replace("heads.1.", "heads.0.").replace("heads.x.", "heads.1.")
         assert torch.equal(tensor, weights[place]), name
+
+
+def test_weights_of_another_depth_are_refused(tmp_path: Path) -> None:
+    """All tensors of a ResNet-50 fit into a ResNet-101, whose other 17 blocks would stay random and frozen."""
+    file = tmp_path / "resnet50.pth"
+    weights = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(weights, file)
+    deep = replace(SMALL, backbone="resnet101", norm="frozen_bn", frozen_stages=2)
+    with pytest.raises(InputError) as error:
+        begun(file, deep)
+    assert str(error.value).startswith(f"{file}: lacks backbone.trunk.layer3.6.bn1.")
+    assert str(error.value).endswith("give weights of a resnet101")
+    torch.save({name: tensor for name, tensor in weights.items() if name != "layer4.0.conv1.weight"}, file)
+    begun(file, replace(deep, backbone="resnet50"))  # that one trains
+    torch.save({name: tensor for name, tensor in weights.items() if name != "layer1.0.conv1.weight"}, file)
+    with pytest.raises(InputError, match=r"lacks backbone\.trunk\.layer1\.0\.conv1\.weight and 0 more"):
+        begun(file, replace(deep, backbone="resnet50"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -121,9 +122,13 @@ def test_pixels_are_resized_padded_and_in_rgb_order() -> None:
 
 
 def test_boxes_and_areas_follow_the_image() -> None:
-    """128 x 160 pixels become 64 x 80; the second image has fewer instances, and one of them is a crowd."""
+    """128 x 160 pixels become 64 x 80; the second image has fewer instances, and one of them is a crowd.
+
+    Areas are those of the masks, of which the MaskIoU target takes shares; an annotated one is a polygon's.
+    """
     first = truth_of(1, rectangles(128, 160, (20, 40, 60, 100), (0, 0, 160, 128), (159, 127, 160, 128)))
     second = truth_of(2, rectangles(64, 64, (0, 0, 9, 9), (10, 20, 30, 40)), crowd=(0,))
+    first, second = (replace(truth, areas=truth.areas * 1.2) for truth in (first, second))
     images = [encode(Image.fromarray(picture(128, 160))), encode(Image.fromarray(picture(64, 64)))]
     batch = make_batch(images, [first, second], PLAIN, draws=[EVEN, ODD])
     assert batch.flipped.tolist() == [False, True]

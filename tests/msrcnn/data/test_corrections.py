@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from msrcnn.data.coco import Instance, read_coco, read_instance
-from msrcnn.data.corrections import Correction, corrections
+from msrcnn.data.corrections import Correction, believed, corrections
 
 
 def square(iscrowd: bool = False) -> Instance:
@@ -24,6 +24,7 @@ def square(iscrowd: bool = False) -> Instance:
         ({"bbox": [100, 50, 140, 90]}, [Correction.BOX]),  # corners taken for width and height
         ({"bbox": [50, 100, 40, 40]}, [Correction.BOX]),  # x and y exchanged
         ({"bbox": [0, 0, 0, 0]}, [Correction.BOX]),
+        ({"bbox": [100, 50, 40, 0]}, [Correction.BOX]),
         ({"bbox": [100, 50, float("nan"), 40]}, [Correction.BOX]),
         ({"bbox": [100, 50, 40]}, [Correction.BOX]),
         ({"bbox": None, "area": None}, [Correction.BOX, Correction.AREA]),
@@ -32,6 +33,7 @@ def square(iscrowd: bool = False) -> Instance:
         ({"area": 1999}, []),
         ({"area": 2001}, [Correction.AREA]),
         ({"area": "1600"}, [Correction.AREA]),
+        ({"area": -1}, [Correction.AREA]),
     ],
 )
 def test_by_hand(annotation: dict[str, Any], found: list[Correction]) -> None:
@@ -42,8 +44,27 @@ def test_small_objects_and_crowds_may_differ() -> None:
     little = Instance(1, 1, (7, 7, 9, 8), 2, False, b"")
     assert corrections({"bbox": [6.4, 6.8, 1.8, 2.9], "area": 3.04}, little) == []
     assert corrections({"area": 4665}, square(iscrowd=True)) == []
+    assert [kind for kind, _ in corrections({"bbox": [7, 7, 0, 1], "area": -1}, little)] == [*Correction]
     details = [detail for _, detail in corrections({"bbox": [0, 0, 9, 9], "area": 30}, little)]
     assert details == ["[0, 0, 9, 9], its mask's is [7, 7, 2, 1]", "30, its mask has 2 pixels"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "bbox", "area"),
+    [
+        ({}, (100, 50, 140, 90), 1600),
+        ({"bbox": [98.6, 49.1, 43, 41.5], "area": 1500.5}, (98.6, 49.1, 141.6, 90.6), 1500.5),
+        ({"bbox": [50, 100, 40, 40], "area": 1500.5}, (100, 50, 140, 90), 1500.5),
+        ({"bbox": [98.6, 49.1, 43, 41.5], "area": 16}, (98.6, 49.1, 141.6, 90.6), 1600),
+        ({"bbox": None, "area": None}, (100, 50, 140, 90), 1600),
+    ],
+)
+def test_what_is_annotated_is_believed_unless_it_is_wrong(annotation, bbox, area) -> None:
+    instance, found = believed(annotation, square())
+    assert (instance.bbox, instance.area) == (bbox, area)
+    assert found == corrections(annotation, square())
+    crowd, _ = believed({"area": "no number"}, square(iscrowd=True))
+    assert crowd.area == 1600
 
 
 @pytest.mark.slow
