@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,13 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None, parent:
             tracker = start_run(config, job, settings, record, initial, parent)
             del initial
             with telling(tracker, run, display) as outbox:
-                if record is None:
-                    outbox.do("the settings", lambda: tracker.params({**settings, "workers": config.workers}))
+                # Of a continued run too: what began it may have been killed before MLflow took them.
+                outbox.do("the settings", lambda: tracker.params(settings))
+                outbox.do("the number of workers", lambda: tracker.tags({"workers": config.workers}))
                 books = Bookkeeper(job, display.record, outbox.record, display.log)
-                books.metrics.keep(lambda line: line["step"] <= max(_step(run), 0))
+                with suppress(ValueError):  # the list of checkpoints is cut short; once repaired, workers begin with it
+                    begins = next_step(run)
+                    books.metrics.keep(lambda line: line["step"] <= begins)
                 for line in books.metrics.values():  # what MLflow has of them, it takes no second time
                     outbox.record(line)
                 if not done:
