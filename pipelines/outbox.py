@@ -71,11 +71,6 @@ class Outbox:
         self._thread.start()
         return self
 
-    @property
-    def pending(self) -> int:
-        """Records and actions that are not delivered yet."""
-        return len(self._waiting)
-
     def record(self, values: Mapping[str, Any]) -> None:
         """Puts one record: "step", "time" (seconds since 1970), and any other finite number as a metric of that step.
 

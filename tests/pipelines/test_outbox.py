@@ -81,7 +81,6 @@ def test_everything_arrives_once_though_the_server_is_killed_and_started_again(s
     outbox.do("tags", lambda: tracker.tags({"phase": "late"}))
     assert sorted(took)[-10] < 0.02  # of 900; on a busy machine the processor is taken from us now and then
     assert max(took) < 1
-    assert outbox.pending > 900
 
     continued = Tracker(server.address, "study", run_id=tracker.run_id)  # does not raise, does not wait
     second = Outbox(continued, lambda _: None).start()
@@ -92,7 +91,6 @@ def test_everything_arrives_once_though_the_server_is_killed_and_started_again(s
         outbox.record(record_of(step))
     assert outbox.close(60) == []
     assert second.close(60) == []
-    assert outbox.pending == 0
     assert stored(tracker) == expected(range(1100))
     run = tracker.client.get_run(tracker.run_id)
     assert run.info.status == "RUNNING"
@@ -138,8 +136,7 @@ def test_files_that_the_server_cannot_store_do_not_hold_up_the_records(server, t
     outbox.do("note.txt", lambda: tracker.artifact(tmp_path / "note.txt"))
     for step in range(3):
         outbox.record(record_of(step))
-    wait_until(lambda: outbox.pending == 1)
-    assert stored(tracker) == expected(range(3))
+    wait_until(lambda: stored(tracker) == expected(range(3)))
     place.unlink()
     if aside is not None:
         aside.rename(place)
