@@ -317,17 +317,40 @@ def model_config_from_dict(value: dict[str, Any]) -> ModelConfig:
     known = {f.name for f in dataclasses.fields(ModelConfig)}
     if unknown := sorted(set(value) - known):
         raise InputError(f"model configuration: unknown field {unknown[0]!r}; written by another version of msrcnn?")
-    fields = dict(value)
+    fields = with_defaults(ModelConfig, value)  # files of earlier versions lack fields
     try:
         for name, part in parts.items():
-            if name in fields:
-                fields[name] = part(**fields[name])
+            fields[name] = part(**fields[name])
     except TypeError as error:
         raise InputError(f"model configuration: {error}; written by another version of msrcnn?") from None
-    fields["levels"] = tuple(fields["levels"])
-    fields["heads"] = tuple(fields.get("heads", ()))  # files of models without heads may lack it
+    for name in ("levels", "heads"):
+        fields[name] = tuple(fields[name])
     fields["anchor_sizes"] = tuple(tuple(sizes) for sizes in fields["anchor_sizes"])
     return ModelConfig(**fields)
+
+
+def with_defaults(kind: type, value: Any) -> Any:
+    """`to_dict` of a configuration of another version, with the default of each field that did not exist then."""
+
+    def merged(default: Any, value: Any) -> Any:
+        if not isinstance(default, dict) or not isinstance(value, dict):
+            return value
+        return default | {name: merged(default.get(name), part) for name, part in value.items()}
+
+    return merged(to_dict(kind()), value)
+
+
+def without_defaults(config: Any) -> dict[str, Any]:
+    """`to_dict` without the fields that have their default: what a later version adds changes nothing in it."""
+
+    def other(value: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: other(part, default[name]) if isinstance(part, dict) else part
+            for name, part in value.items()
+            if part != default[name]
+        }
+
+    return other(to_dict(config), to_dict(type(config)()))
 
 
 def difference(old: Any, new: Any, prefix: str = "") -> list[str]:

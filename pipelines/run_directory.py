@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from msrcnn import MODEL
-from msrcnn.config import difference
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig, difference, with_defaults
 from msrcnn.errors import InputError
 from pipelines.storage import Location, Place, locate
 
@@ -38,6 +38,8 @@ TRACKED = ".tracked"
 """Says that MLflow has everything of a finished run."""
 VALIDATION = "validation"
 WORKERS = ".workers"
+CONFIGS = {"model": ModelConfig, "solver": SolverConfig, "data": DataConfig}
+"""The configurations among a run's settings."""
 ORPHAN_SECONDS = 120.0
 """How long workers may go on after the process that started them was killed; Ray ends them within seconds."""
 
@@ -75,16 +77,22 @@ def write_record(folder: Location, record: RunRecord) -> None:
     (folder / RUN).write((json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
-def check_same(folder: Location, record: RunRecord, settings: dict[str, Any]) -> None:
-    """Refuses to go on in the directory of another run.
+def check_same(folder: Location, record: RunRecord, settings: dict[str, Any], option: str = "--run") -> None:
+    """Refuses to go on in the directory of another run. A field that did not exist when it was begun had its default.
+
+    Args:
+        option: by which the user chose the directory.
 
     Raises:
         InputError: naming the fields that differ, old and new.
     """
-    if changed := difference(record.settings, settings):
+    held = {**record.settings}
+    for name in CONFIGS.keys() & held.keys():
+        held[name] = with_defaults(CONFIGS[name], held[name])
+    if changed := difference(held, settings):
         shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
         raise InputError(
-            f"{folder}: holds a run with other settings ({shown}); choose another --run or the same settings"
+            f"{folder}: holds a run with other settings ({shown}); choose another {option} or the same settings"
         )
 
 

@@ -25,6 +25,7 @@ from pipelines.evaluate import other_categories
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.mlflow_errors import reason
 from pipelines.progress import duration
+from pipelines.run_directory import check_same
 from pipelines.run_directory import read_record as read_run
 from pipelines.storage import Location, exclusively, locate, on_disk
 from pipelines.sweep_options import SweepConfig
@@ -125,10 +126,14 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
 
 
 def check_trials(plan: Plan, manifest: Manifest) -> None:
-    """Raises InputError, naming the trial, where one could not train on these shards."""
+    """Raises InputError, naming the trial, where one could not train on these shards, or was begun with other settings:
+    a default of an earlier version, for names tell of other values than defaults alone."""
     for trial in plan.examples():
         try:
-            prepare(trial.train, manifest)
+            _, settings = prepare(trial.train, manifest)
+            run = locate(trial.train.run)
+            if (record := read_run(run)) is not None:
+                check_same(run, record, settings, "--out")
         except InputError as error:
             raise InputError(f"trial {trial.name}: {error}") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict
+from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict, without_defaults
 from msrcnn.errors import InputError
 from msrcnn.maskiou_config import MaskIoUConfig
 from pipelines.options import EvaluateConfig, TrainConfig, TrainingOptions
@@ -135,7 +135,7 @@ class TrialMaker:
         config, out = self.config, locate(self.config.out)
         model, solver, data = parts
         solver = replace(solver, seed=seed)
-        digest = _digest([to_dict(model), to_dict(solver), to_dict(data), weights, fusion])
+        digest = _digest([*map(without_defaults, (model, solver, data)), weights, fusion])
         name = self.known.get(digest) or f"{_slug(varied)}-seed{seed}-{digest}"
         common = {f.name: getattr(config, f.name) for f in fields(TrainingOptions)}
         validation = locate(config.validation).url  # a trial's process runs in another folder

@@ -22,6 +22,8 @@ from msrcnn.config import (
     difference,
     model_config_from_dict,
     to_dict,
+    with_defaults,
+    without_defaults,
 )
 from msrcnn.errors import InputError
 from msrcnn.maskiou_config import plain_name
@@ -254,6 +256,15 @@ def test_difference_lists_changed_fields() -> None:
     assert difference(to_dict(old), to_dict(new)) == ["channels: 256 -> 128", "rpn.nms_iou: 0.7 -> 0.5"]
     assert difference(to_dict(old), to_dict(old)) == []
     assert difference({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b.c: None -> 2"]
+
+
+def test_defaults_are_filled_in_and_left_out() -> None:
+    assert [without_defaults(config) for config in (ModelConfig(), SolverConfig(), DataConfig())] == [{}, {}, {}]
+    config = ModelConfig(channels=128, maskiou=MaskIoUConfig(tau=0.3))
+    assert without_defaults(config) == {"channels": 128, "maskiou": {"tau": 0.3}}
+    assert with_defaults(ModelConfig, without_defaults(config)) == to_dict(config)
+    assert model_config_from_dict(without_defaults(config)) == config
+    assert with_defaults(ModelConfig, {"depth": 18, "rpn": None}) == to_dict(ModelConfig()) | {"depth": 18, "rpn": None}
 
 
 def test_configurations_cannot_be_changed_in_place() -> None:

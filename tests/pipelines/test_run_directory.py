@@ -1,5 +1,6 @@
 """A run directory knows its run and refuses another."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -40,6 +41,27 @@ def test_other_settings_are_refused_by_name(tmp_path, record):
     other = {"model": to_dict(PRESETS["r18-fpn"].model), "max_steps": 5}
     with pytest.raises(InputError, match=r"max_steps: None -> 5; model.anchor_sizes: .* choose another --run"):
         check_same(locate(tmp_path), record, other)
+
+
+def test_a_run_of_a_version_without_some_fields_goes_on(tmp_path):
+    """They are what they were then: their defaults; and one that has another value now is still named."""
+    preset = PRESETS["demo"]
+    settings = {"model": to_dict(preset.model), "solver": to_dict(preset.solver), "data": to_dict(preset.data)}
+    run = locate(tmp_path)
+    write_record(run, RunRecord(settings, "abc", "sqlite:///x.db"))
+    value = json.loads((tmp_path / RUN).read_text())
+    del value["settings"]["model"]["maskiou"]["power"], value["settings"]["model"]["heads"]
+    del value["settings"]["solver"]["precision"], value["settings"]["data"]["flip"]
+    (tmp_path / RUN).write_text(json.dumps(value))
+    record = read_record(run)
+    check_same(run, record, settings)
+    other = {"solver": settings["solver"] | {"precision": "bfloat16"}, "data": settings["data"] | {"flip": False}}
+    with pytest.raises(InputError, match=r"other settings \(data.flip: True -> False; solver.precision: 'float32' -> "):
+        check_same(run, record, settings | other)
+    value["settings"]["model"]["depth"] = 18  # of a field that is gone
+    (tmp_path / RUN).write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"model.depth: 18 -> None"):
+        check_same(run, read_record(run), settings)
 
 
 def test_damaged_record(tmp_path):

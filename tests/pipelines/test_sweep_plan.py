@@ -9,10 +9,14 @@ import pytest
 
 from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS
+from pipelines.run_directory import RunRecord, write_record
 from pipelines.storage import locate
+from pipelines.sweep import check_trials
 from pipelines.sweep_plan import ALONE, BY_CLASS, draw, make_plan
+from pipelines.train_setup import prepare
 from pipelines.trial import outcome, write_result
 from pipelines.verbs import parse
+from tests.stored_scenes import write_shards
 from tune_spaces.definition import Range
 from tune_spaces.space import find_space
 
@@ -182,6 +186,28 @@ def test_trials_of_earlier_commands_keep_their_names(tmp_path):
     second = plan_of(tmp_path, "table6")
     assert shared in second.trials
     assert len(second.trials) == 4
+
+
+def test_names_stay_when_later_versions_add_fields(tmp_path):
+    """What this version names, later ones must find again, or a sweep that is half done trains everything anew."""
+    file = space_file(tmp_path, "[vary]\nmodel.maskiou.weight = [1.0, 2.0]\n")
+    assert [*plan_of(tmp_path, file).trials] == ["weight-1-seed0-327eb5cf", "weight-2-seed0-be1e295f"]
+
+
+def test_a_trial_that_was_begun_with_another_default_is_refused(tmp_path, make_scene):
+    rng = np.random.default_rng(0)
+    truths = [make_scene(i, rng, 1, 0, 1).truth for i in range(16)]
+    manifest = write_shards(tmp_path / "shards", truths, [(1, "thing")], files=1, row_group=16)
+    plan = plan_of(tmp_path, space_file(tmp_path, "[vary]\nsolver.lr = [0.01]\n"), "--preset", "demo",
+                   "--weights", "none", "--model.norm", "group_norm", "--model.frozen-stages", "0")  # fmt: skip
+    (trial,) = plan.trials.values()
+    _, settings = prepare(trial.train, manifest)
+    write_record(locate(trial.train.run), RunRecord(settings, "abc", "sqlite:///x.db"))
+    check_trials(plan, manifest)
+    settings["solver"]["momentum"] = 0.8
+    write_record(locate(trial.train.run), RunRecord(settings, "abc", "sqlite:///x.db"))
+    with pytest.raises(InputError, match=r"trial .*solver.momentum: 0.8 -> 0.9\); choose another --out"):
+        check_trials(plan, manifest)
 
 
 def test_one_head_is_no_sweep_of_heads(tmp_path):
