@@ -54,6 +54,11 @@ def restore(job: Job, model: MaskScoringRCNN, optimizer: torch.optim.Optimizer) 
     return state["step"]
 
 
+class NotStoredError(Exception):
+    """A checkpoint could not be stored. Its text has nothing of the storage's: some of that, as "AWS Error UNKNOWN",
+    makes Ray Train store a checkpoint again, which was tried often enough and is deleted here by then."""
+
+
 class Checkpoints:
     """Takes checkpoints in rank 0 and stores them while training goes on."""
 
@@ -87,7 +92,11 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def _store(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """Copies a checkpoint into the run directory, on Ray Train's thread, and deletes the local one."""
+        """Copies a checkpoint into the run directory, on Ray Train's thread, and deletes the local one.
+
+        Raises:
+            NotStoredError: the storage failed each time; the driver is told why.
+        """
         try:
             for wait in (*WAITS, None):
                 try:
@@ -96,7 +105,7 @@ class Checkpoints:
                 except Exception as error:
                     if wait is None:
                         self.post.failed(error)
-                        raise
+                        raise NotStoredError(f"{name} could not be stored") from error
                     self.post.put("note", f"{name} cannot be stored now ({error}); tried again in {wait:.0f} s")
                     time.sleep(wait)
         finally:
