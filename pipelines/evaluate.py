@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
         except BaseException:
             tracker.close("FINISHED" if joined else "FAILED")  # the training that the run belongs to did not fail
             raise
-        finish(tracker, summary, out, log)
+        finish(tracker, weights, manifest, summary, out, log)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 

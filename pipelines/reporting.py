@@ -17,7 +17,7 @@ from typing import Any
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import CocoAP
 from msrcnn.metrics.quality import MaskIoUQuality
-from pipelines.detection_parts import StoredDetections
+from pipelines.detection_parts import SHORT, StoredDetections
 from pipelines.drawing import draw
 from pipelines.manifest import Manifest
 from pipelines.provenance import made
@@ -129,17 +129,23 @@ def density_of(scores: PartialScores) -> dict[str, Any]:
     return {"cells": DENSITY_CELLS, "counts": [list(cell) for cell in counts]}
 
 
-def finish(tracker: Tracker, summary: Summary, out: Location, log: Callable[[str], None]) -> None:
+def finish(
+    tracker: Tracker, model: Location, manifest: Manifest, summary: Summary, out: Location, log: Callable[[str], None]
+) -> None:
     """Tells MLflow everything, ends its run and takes the mark away.
 
     Args:
-        tracker: the run.
+        tracker: the run. Where it has the numbers of another model or data set, these go to one under it.
+        model: or detections, from which the numbers come.
+        manifest: of the data set.
         summary: the numbers.
         out: the folder that holds them.
         log: takes a warning where MLflow cannot be told.
     """
     folder = f"evaluation-{summary.dataset}"
+    evaluation = f"{model.name} on {manifest.name} {manifest.fingerprint[:SHORT]}"
     try:
+        tracker = tracker.of_evaluation(evaluation, f"evaluate {out.name}")
         tracker.metrics(summary_metrics(summary))
         for place, where in [(out / SUMMARY, folder), *_figures(out, f"{folder}/{FIGURES}")]:
             with on_disk(place) as path:

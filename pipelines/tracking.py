@@ -22,6 +22,7 @@ from pipelines.provenance import provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 SQLITE = "sqlite:///"
 DEFAULT_ADDRESS = f"{SQLITE}mlflow.db"
@@ -33,6 +34,8 @@ COMMIT_TAG = "mlflow.source.git.commit"
 """Where MLflow's own pages look for the commit."""
 PARENT_TAG = "mlflow.parentRunId"
 """By which MLflow's pages show a run under another."""
+EVALUATION_TAG = "evaluation"
+"""Which model's numbers on which data set a run has."""
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -123,7 +126,7 @@ class Tracker:
 
     Args:
         address: MLflow tracking address; MLFLOW_TRACKING_URI, else a SQLite file in this folder, if absent.
-        experiment: of a new run; created if there is none of that name.
+        experiment: of a new run; created if there is none of that name. A run under another is in that one's.
         run_id: continue this run; a new one if absent.
         run_name: of a new run.
         parent: run under which a new one is shown, as a trial under its sweep.
@@ -164,8 +167,10 @@ class Tracker:
         return MlflowClient(self.address)
 
     def _new_run(self, experiment: str, run_name: str, parent: str | None) -> str:
-        found = self.client.get_experiment_by_name(experiment)
-        if found is None:
+        found = None if parent else self.client.get_experiment_by_name(experiment)
+        if parent is not None:
+            experiment_id = self.client.get_run(parent).info.experiment_id
+        elif found is None:
             location = None
             if self.address.startswith(SQLITE):  # artifacts beside the database, not wherever we are
                 location = (Path(self.address.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
@@ -212,11 +217,27 @@ class Tracker:
         """A file, kept with the run."""
         self.client.log_artifact(self.run_id, str(path), folder)
 
+    def of_evaluation(self, evaluation: str, run_name: str) -> Tracker:
+        """The run for an evaluation's numbers: this one, or one under it if this has those of another.
+
+        Args:
+            evaluation: which model on which data set.
+            run_name: of a new run.
+        """
+        tracker, held = self, self.client.get_run(self.run_id).data.tags.get(EVALUATION_TAG)
+        if held not in (None, evaluation):
+            known = [run.info.run_id for run in self._under() if run.data.tags.get(EVALUATION_TAG) == evaluation]
+            tracker = Tracker(self.address, "", next(iter(known), None), run_name, self.run_id)
+        tracker.tags({EVALUATION_TAG: evaluation})
+        return tracker
+
     def children(self, status: str) -> list[str]:
         """Ids of the runs shown under this one that have a status."""
+        return [run.info.run_id for run in self._under(f" and attributes.status = '{status}'")]
+
+    def _under(self, wanted: str = "") -> Sequence[Run]:
         experiment = self.client.get_run(self.run_id).info.experiment_id
-        wanted = f"tags.`{PARENT_TAG}` = '{self.run_id}' and attributes.status = '{status}'"
-        return [run.info.run_id for run in self.client.search_runs([experiment], wanted)]
+        return self.client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{self.run_id}'{wanted}")
 
     def reopen(self) -> None:
         """Says that a continued run goes on."""

@@ -16,7 +16,9 @@ from pipelines.detection_parts import read_info
 from pipelines.manifest import Manifest, read_manifest, write_manifest
 from pipelines.options import EvaluateConfig
 from pipelines.reading import row_groups
+from pipelines.run_directory import RunRecord, write_record
 from pipelines.storage import locate
+from pipelines.tracking import Tracker
 from tests.evaluations import evaluation_of, write_model, write_shapes_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -168,3 +170,29 @@ def test_numbers_and_figures_are_in_mlflow(undisturbed):
     stored = {a.path for a in client.list_artifacts(run.info.run_id, "evaluation-shapes")}
     assert "evaluation-shapes/summary.json" in stored
     assert json.loads((out / "summary.json").read_text())["calibration"]["mask_score"]["error"] >= 0
+
+
+def test_another_evaluation_of_a_training_leaves_its_numbers_in_mlflow(undisturbed, folder, config, tmp_path):
+    """Two model files of a run: the first one's numbers in the run itself, the other's in one under it."""
+    from mlflow import MlflowClient
+
+    from pipelines.evaluate import evaluate
+
+    tracker, run = Tracker(config.tracking, "study"), tmp_path / "run"
+    write_record(locate(run), RunRecord({}, tracker.run_id, tracker.address))
+    for name, times in (("model.pt", 2), ("best.pt", 2)):
+        shutil.copy(folder / "model.pt", run / name)
+        for time in range(times):
+            out = tmp_path / f"{name}-{time}"
+            shutil.copytree(undisturbed[1].parent / "interrupted", out)
+            evaluate(replace(config, model=run / name, out=out, figures=False), lambda _: None)
+    client = MlflowClient(config.tracking)
+    (experiment,) = client.search_experiments(filter_string="name = 'study'")
+    own, other = sorted(client.search_runs([experiment.experiment_id]), key=lambda r: r.info.run_id != tracker.run_id)
+    assert other.data.tags["mlflow.parentRunId"] == own.info.run_id == tracker.run_id
+    for found, name in ((own, "model.pt"), (other, "best.pt")):
+        assert found.data.tags["evaluation"].startswith(f"{name} on shapes ")
+        assert found.info.status == "FINISHED"
+        assert len(client.get_metric_history(found.info.run_id, "gain/AP")) == 2
+        path = client.download_artifacts(found.info.run_id, "evaluation-shapes/summary.json", str(tmp_path))
+        assert json.loads(Path(path).read_text())["model"] == str(run / name)

@@ -111,3 +111,16 @@ def test_a_server_that_does_not_answer_is_an_error_of_a_new_run_only():
     outbox.do("status", continued.reopen)
     assert outbox.close(0.5) == ["status"]
     assert len(lines) == 1
+
+
+def test_each_model_and_data_set_of_a_run_has_its_own_numbers(tmp_path):
+    """The first evaluation's in the run itself, further ones' in runs under it; the same one again in its own."""
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
+    asked = ["model.pt on val", "best.pt on val", "model.pt on it's test", "best.pt on val", "model.pt on val"]
+    found = [tracker.of_evaluation(evaluation, "evaluate").run_id for evaluation in asked]
+    assert found[0] == found[4] == tracker.run_id
+    assert found[1] == found[3]
+    assert len({*found}) == 3
+    assert {*tracker.children("RUNNING")} == {*found[1:3]}
+    for run_id, evaluation in zip(found, asked, strict=True):
+        assert tracker.client.get_run(run_id).data.tags["evaluation"] == evaluation
