@@ -208,9 +208,7 @@ def _with_own_names(sources: list[Source]) -> list[Source]:
 
 
 def _parts(source: Source) -> list[str]:
-    base = source.folder.partition("?")[0] if "://" in source.folder else source.folder
-    folders = base.partition("://")[2].partition("/")[2] if "://" in base else base
-    return [part for part in folders.split("/") if part] + [source.file]
+    return [part for part in source.place.path.split("/") if part]
 
 
 def _source(folder: Location, name: str, shown: str, info: fs.FileInfo) -> Source:

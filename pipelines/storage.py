@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +37,8 @@ LISTINGS = 16
 """Folders listed at a time: each listing waits, for an object store perhaps a second."""
 CHUNK = 2**22
 """Bytes copied at a time."""
+PLAIN = "/:@!$&'()*+,;="
+"""Beside letters and digits, what a URL's path may hold as it is (RFC 3986, section 3.3)."""
 ASIDE = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{12}")
 """Under what name a file is written before it is renamed."""
 
@@ -55,8 +58,10 @@ class Location:
     url: str
 
     def __truediv__(self, name: str) -> Location:
-        base, mark, query = self.url.partition("?") if "://" in self.url else (self.url, "", "")
-        return Location(self.filesystem, _join(self.path, name), f"{_join(base, name)}{mark}{query}")
+        base, options = self._parts()
+        # Where they are parsed, # and ? would end the path, and % begin a character.
+        written = quote(name, safe=PLAIN) if self._parsed else name
+        return Location(self.filesystem, _join(self.path, name), _join(base, written) + options)
 
     def __str__(self) -> str:
         """For messages and records: without the password that a URL may hold."""
@@ -126,9 +131,9 @@ class Location:
     @property
     def parent(self) -> Location:
         """The folder that it is in."""
-        base, mark, query = self.url.partition("?") if "://" in self.url else (self.url, "", "")
+        base, options = self._parts()
         return Location(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/",
-                        f"{base.rstrip('/').rpartition('/')[0] or '/'}{mark}{query}")  # fmt: skip
+                        (base.rstrip("/").rpartition("/")[0] or "/") + options)  # fmt: skip
 
     def make_folder(self) -> None:
         """With its parents; does nothing if it is there."""
@@ -150,6 +155,16 @@ class Location:
         with self.filesystem.open_input_stream(self.path) as source, other.writing() as sink:
             while chunk := source.read(CHUNK):
                 sink.write(chunk)
+
+    @property
+    def _parsed(self) -> bool:
+        """Whether the URL is one as Arrow parses it; fsspec takes the characters of a path as they are."""
+        return "://" in self.url and not isinstance(self.filesystem, fs.PyFileSystem)
+
+    def _parts(self) -> tuple[str, str]:
+        """The URL up to its options, and these with their question mark."""
+        base, mark, options = self.url.partition("?") if self._parsed else (self.url, "", "")
+        return base, mark + options
 
     def _info(self) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.path)

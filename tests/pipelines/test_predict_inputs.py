@@ -93,6 +93,20 @@ def test_what_was_drawn_before_is_no_input_behind_urls(photos):
         assert not [name for name in names if name.startswith("predictions/")]
 
 
+@pytest.mark.parametrize("root", ["file://{}", "memory://marked{}"])
+def test_folders_with_characters_of_urls_are_read_themselves(tmp_path, root):
+    place = locate(root.format(tmp_path))
+    names = ["#1/a.jpg", "50%25/a.jpg", "a.jpg", "q?x/a.jpg", "é ü/a.jpg"]
+    for name in names:
+        (place / name).parent.make_folder()
+        (place / name).write(name.encode())
+    for given in (root.format(tmp_path), root.format(f"{tmp_path}/**")):
+        sources = find_sources([given], locate("predictions"))
+        sent = [Source(one.folder, one.file, one.name) for one in sources]  # as to a cluster's process
+        assert [one.place.read().decode() for one in sent] == names
+        assert [one.name for one in sources if one.name != "a.jpg"][:2] == ["#1/a.jpg", "50%25/a.jpg"]
+
+
 def test_errors_show_no_password(tmp_path):
     for given in ("memory://user:word@absent/a.jpg", "memory://user:word@absent/*.gif", "s3://user:word@*/a.jpg",
                   "nowhere://user:word@absent/a.jpg"):  # fmt: skip
@@ -137,8 +151,9 @@ def test_names_that_are_no_text_and_links_in_a_circle(photos):
 
 def test_folders_and_patterns_behind_a_url(tmp_path):
     with object_store(tmp_path) as url:
-        for name in ("set/b.jpg", "set/a #1.jpg", "set/sub/a.png", "set/x.txt", "other/c.jpg"):
-            folder, _, file = name.rpartition("/")
+        for name in ("set/b.jpg", "set/a #1.jpg", "set/sub/a.png", "set/x.txt", "other/c.jpg",
+                     "odd/#1/a b.jpg", "odd/q?x/a.jpg"):  # fmt: skip
+            folder, _, file = name.partition("/")
             (locate(url.format(folder)) / file).write(name.encode())
         sources = find_sources([url.format("set/")], locate(tmp_path / "out"))
         assert [source.name for source in sources] == ["a #1.jpg", "b.jpg", "sub/a.png"]
@@ -148,6 +163,9 @@ def test_folders_and_patterns_behind_a_url(tmp_path):
         def names(*given: str) -> list[str]:
             return [s.name for s in find_sources([url.format(g) for g in given], locate(tmp_path / "out"))]
 
+        odd = find_sources([url.format("odd")], locate(tmp_path / "out"))
+        assert [locate(source.folder).path for source in odd] == ["bucket/odd/#1", "bucket/odd/q?x"]
+        assert [source.place.read().decode() for source in odd] == ["odd/#1/a b.jpg", "odd/q?x/a.jpg"]
         assert names("set/*.jpg", "set", "set/b.jpg") == ["a #1.jpg", "b.jpg", "sub/a.png"]
         assert names("*/[bc].jpg") == ["c.jpg", "b.jpg"]
         assert names("**/*.png", "set/**") == ["a.png", "a #1.jpg", "b.jpg", "x.txt"]

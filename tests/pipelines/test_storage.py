@@ -107,6 +107,17 @@ def test_urls_are_joined_before_their_options_and_told_without_passwords() -> No
     assert str(below) == "s3://bucket/set/shard-00000.parquet?endpoint_override=localhost:9000"
 
 
+@pytest.mark.parametrize("root", ["file://{}", "memory://m{}", "{}"])
+def test_any_name_leads_back_from_a_url(tmp_path: Path, root: str) -> None:
+    for name in ("#1/a.jpg", "q?x/a#b", "50%25/a b.jpg", "é ü/c", "lr=0.1,+ap/[1]"):
+        place = locate(root.format(tmp_path)) / name
+        place.parent.make_folder()
+        place.write(name.encode())
+        assert place.path.endswith(f"{tmp_path}/{name}")
+        assert locate(place.url).read() == (locate(place.parent.url) / place.name).read() == name.encode()
+        assert locate(place.parent.url).path == place.parent.path
+
+
 def test_paths_are_absolute_and_may_hold_any_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a b", "50%", "q?x#y", "é"):
