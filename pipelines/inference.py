@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,9 @@ from msrcnn.prediction import suited_batch
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Detections
 from msrcnn.weights import load_model
+from pipelines.ahead import ahead
 from pipelines.detection_parts import Key, Origin, PartInfo, key_of, part_name, prepare, write_part
+from pipelines.gpu_memory import stated_memory
 from pipelines.job_rows import job_rows
 from pipelines.pool import Pool
 from pipelines.progress import Progress
@@ -42,6 +45,8 @@ DONE_ROW = pa.schema(
     ]
 )
 """What an actor says of a part that it wrote: `PartInfo`, and how long it took."""
+Rows = Callable[[], list[dict[str, Any]]]
+"""Pastes the masks of a batch that went through the network."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,14 @@ class Detector:
         shard, group, rows = (table[name][0].as_py() for name in ("shard", "group", "group_rows"))
         if len(table) != rows:  # a part that lacks images would count as done
             raise RuntimeError(f"{part_name((shard, group))}: a block of {len(table)} rows, the row group has {rows}")
-        rows = detected_rows(self.model, self.data, self.device, self.batch, table)
+        rows = detected_rows(self.model, self.data, self.device, self.batch, table, self.device.type == "cuda")
         found = pa.Table.from_pylist(list(rows), schema=DETECTION_ROW)
         info = write_part(self.job.folder, (shard, group), found, self.job.origin)
         return pa.Table.from_pylist([{**asdict(info), "seconds": time.monotonic() - began}], schema=DONE_ROW)
 
 
 def detected_rows(
-    model: MaskScoringRCNN, data: DataConfig, device: torch.device, batch: int, table: pa.Table
+    model: MaskScoringRCNN, data: DataConfig, device: torch.device, batch: int, table: pa.Table, beside: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The detection rows of a table of shard rows; an image that cannot be used has one row with its `error`.
 
@@ -95,38 +100,57 @@ def detected_rows(
         device: of the model.
         batch: images at a time; the next ones are decoded meanwhile.
         table: shard rows.
+        beside: whether the masks of a batch are pasted while the network is at the next one, in a thread of their own:
+            a GPU would wait for it, a CPU is busy with either.
+
+    Raises:
+        InputError: the GPU's memory does not suffice for a batch.
     """
+
+    def batch_of(part: slice) -> Batch:
+        ready = make_batch(images[part], truths[part], data)
+        return ready.pinned() if device.type == "cuda" else ready
 
     def decode(part: slice) -> Batch | None:
         try:
-            return make_batch(images[part], truths[part], data)
+            return batch_of(part)
         except InputError:
             return None
 
-    def detect(ready: Batch, of: list[ImageTruth]) -> list[dict[str, Any]]:
-        found: Detections = model(ready.to(device, non_blocking=True))
-        return detection_rows(ready, found, of)
+    def detect(ready: Batch, of: list[ImageTruth]) -> Rows:
+        with stated_memory(batch, data):
+            found: Detections = model(ready.to(device, non_blocking=True))
+        return partial(detection_rows, ready, found.to("cpu"), of)
 
-    def attempt(number: int) -> list[dict[str, Any]]:
+    def attempt(number: int) -> Rows:
+        truth, alone = truths[number], slice(number, number + 1)
         try:
-            return detect(make_batch([images[number]], [truths[number]], data), [truths[number]])
+            ready = batch_of(alone)
         except InputError as error:
-            truth = truths[number]
-            common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
-            return [common | {"error": str(error)}]
+            row = {"image_id": truth.image_id, "height": truth.height, "width": truth.width, "error": str(error)}
+            return lambda: [row]
+        return detect(ready, [truth])
 
-    truths, images = truths_of(table), table["image"].to_pylist()
-    parts = [slice(start, min(start + batch, len(truths))) for start in range(0, len(truths), batch)]
-    with ThreadPoolExecutor(1) as decoder:
+    def detected(decoder: Executor) -> Iterator[Rows]:
         following = [decoder.submit(decode, part) for part in parts[:1]]
         for i, part in enumerate(parts):
             ready = following.pop().result()
             following = [decoder.submit(decode, part) for part in parts[i + 1 : i + 2]]
             if ready is not None:
-                yield from detect(ready, truths[part])
+                yield detect(ready, truths[part])
             else:  # one bad image must not cost the others of its batch
-                for number in range(part.start, part.stop):
-                    yield from attempt(number)
+                yield from map(attempt, range(part.start, part.stop))
+
+    truths, images = truths_of(table), table["image"].to_pylist()
+    parts = [slice(start, min(start + batch, len(truths))) for start in range(0, len(truths), batch)]
+    with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as paster:
+        steps = detected(decoder)
+        for rows in ahead(paster, _rows, steps, 2) if beside else map(_rows, steps):
+            yield from rows
+
+
+def _rows(made: Rows) -> list[dict[str, Any]]:
+    return made()
 
 
 def infer(groups: Sequence[RowGroup], job: DetectJob, pool: Pool) -> ray.data.Dataset:
