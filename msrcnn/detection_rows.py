@@ -11,17 +11,23 @@ from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Detections
 
 
-def detection_rows(batch: Batch, found: Detections, images: list[ImageTruth]) -> list[dict[str, Any]]:
+def detection_rows(
+    batch: Batch, found: Detections, images: list[ImageTruth], min_score: float | None = None
+) -> list[dict[str, Any]]:
     """Detections as rows, one a detection: boxes in image pixels, masks pasted and encoded at image resolution.
 
     An image without a detection gives one row whose category is null.
+
+    Args:
+        batch, found, images: what the detector was given, what it found, and the images' ids and sizes.
+        min_score: the least mask score of a detection, masks below it are not pasted; absent, all are kept.
     """
     found = found.to("cpu")
     scores = found.mask_scores
     rows: list[dict[str, Any]] = []
     for b, truth in enumerate(images):
         common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
-        valid = found.valid[b]
+        valid = found.valid[b] if min_score is None else found.valid[b] & (scores[b] >= min_score)  # [D]
         boxes = found.boxes[b, valid] / batch.scales[b].flip(0).repeat(2)  # [n, 4]: divided by x, y, x, y scale
         limit = torch.tensor([truth.width, truth.height] * 2)
         boxes = torch.minimum(boxes, limit)

@@ -150,16 +150,17 @@ def predict(
     """
     single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray))
     found = []
-    for one in predictions(model, [images] if single else images, batch=batch):  # type: ignore[list-item,arg-type]
+    given: Any = [images] if single else images
+    for one in predictions(model, given, batch=batch, min_score=min_score):
         if isinstance(one, ImageError):
             raise one
-        found.append(one if min_score is None else one.above(min_score))
+        found.append(one)
     return found
 
 
 def predictions(
     model: Checkpoint, images: Iterable[Picture | ImageError], names: Iterable[str] = (), batch: int = 0,
-    most_pixels: int = MAX_PIXELS,
+    most_pixels: int = MAX_PIXELS, min_score: float | None = None,
 ) -> Generator[Prediction | ImageError, None, None]:  # fmt: skip
     """Finds instances in images, one after the other; the next ones are decoded meanwhile.
 
@@ -171,6 +172,8 @@ def predictions(
         names: what they are called in errors and predictions; a file's own name, or its place, where none is left.
         batch: images a step of the network; 0: as many as suit the device.
         most_pixels: that a file or its bytes may claim; what claims more is not decoded.
+        min_score: as in `predict`; masks below it are not pasted, which is most of what an image costs the CPU after
+            the network.
 
     Yields:
         For each image, in order, what is in it, or why it cannot be used.
@@ -185,7 +188,7 @@ def predictions(
         waiting = following()
         while part := waiting.result():
             waiting = following()
-            yield from _detect(model, part)
+            yield from _detect(model, part, min_score)
 
 
 def _named(images: Iterable[Picture | ImageError], names: Iterable[str]) -> Iterator[tuple[str, Picture | ImageError]]:
@@ -209,7 +212,9 @@ def _decoded(name: str, image: Picture | ImageError, most: int) -> tuple[str, Im
         return name, ImageError(name, Reason.IMAGE_MISSING, error.strerror or str(error), "give another file")
 
 
-def _detect(model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageError]]) -> list[Prediction | ImageError]:
+def _detect(
+    model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageError]], min_score: float | None
+) -> list[Prediction | ImageError]:
     """Detections of a few decoded images, a step of the network for each padded shape among them."""
     found: dict[int, Prediction | ImageError] = {}
     shapes: dict[tuple[int, int], list[int]] = {}
@@ -225,7 +230,7 @@ def _detect(model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageErro
         batch = make_batch(images, truths, model.data)
         detections: Detections = model.model(batch.to(model.device, non_blocking=True))
         rows: dict[int, list[dict[str, Any]]] = {place: [] for place in places}
-        for row in detection_rows(batch, detections, truths):
+        for row in detection_rows(batch, detections, truths, min_score):
             rows[row["image_id"]] += [row] if "category" in row else []
         for place, truth in zip(places, truths, strict=True):
             found[place] = _prediction(part[place][0], truth, rows[place], model)

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 
 import torch
@@ -99,14 +100,31 @@ def _run_here(job: PredictJob, parts: Sequence[Part], log: Callable[[str], None]
     """In this process."""
     if not parts:
         return []
-    predictor = Predictor(job, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = Predictor(job, device)
     expected = expected_images(parts)
     progress, infos = Progress(sum(expected.values()), log), []
-    for part in parts:
-        before = progress.done
-        infos.append(predictor.run(part, progress.add))
-        progress.expect(progress.total + progress.done - before - expected[part.number])
+    with threads_for(device):
+        for part in parts:
+            before = progress.done
+            infos.append(predictor.run(part, progress.add))
+            progress.expect(progress.total + progress.done - before - expected[part.number])
     return infos
+
+
+@contextmanager
+def threads_for(device: torch.device) -> Iterator[None]:
+    """For the block, as many of torch's threads as suit the device: one beside a GPU, as in a cluster's process.
+
+    Masks are pasted with them, each so small that two threads mostly wait for one another (docs/log.md).
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _finish(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from msrcnn.prediction import Prediction, predictions, suited_batch
 from msrcnn.weights import Checkpoint, load_model
 from pipelines.ahead import Behind, ahead
 from pipelines.detection_parts import Origin, PartInfo, PartWriter
+from pipelines.gpu_memory import stated_memory
 from pipelines.overlay import Overlay
 from pipelines.predict_inputs import Source
 from pipelines.predict_rows import Rows
@@ -116,11 +117,11 @@ class Predictor:
             seen: is told how many images more are done, as they are.
 
         Raises:
-            InputError: something cannot be written.
+            InputError: something cannot be written, or the GPU's memory does not suffice for a step.
         """
         stored = PartWriter(self.job.out / PARTS, (part.number, 0), self.job.origin)
         try:
-            with stored, ThreadPoolExecutor(DRAWERS) as drawers:
+            with stated_memory(self.batch, self.model.data), stored, ThreadPoolExecutor(DRAWERS) as drawers:
                 rows, drawing = Rows(stored), Behind(drawers, DRAWERS + 2)
                 if part.sources[0].is_video:
                     self._video(part.sources[0], rows, seen)
@@ -133,16 +134,20 @@ class Predictor:
                              "same command again to go on") from error  # fmt: skip
         return stored.info
 
+    def _predictions(
+        self, images: Iterable[Image.Image | ImageError]
+    ) -> Generator[Prediction | ImageError, None, None]:
+        return predictions(self.model, images, batch=self.batch, min_score=self.job.min_score)
+
     def _images(self, sources: Sequence[Source], rows: Rows, drawing: Behind, seen: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(READERS) as readers:
             images = Held(ahead(readers, read_image, sources, self.batch + 2))
-            with closing(predictions(self.model, images, batch=self.batch)) as detected:
+            with closing(self._predictions(images)) as detected:
                 for source, found in zip(sources, detected, strict=True):
                     image = images.taken.popleft()
                     if isinstance(found, ImageError) or isinstance(image, ImageError):
                         rows.failed(source, str(found))
                     else:
-                        found = found.above(self.job.min_score)
                         rows.add(source, found)
                         if self.job.overlays:
                             drawing.do(partial(self._draw, source, image, found))
@@ -174,7 +179,7 @@ class Predictor:
         frames = Held(video.frames())
         decoded = (frame.image for frame in frames)
         # The thread that decodes ends before the file is closed.
-        with video, closing(predictions(self.model, decoded, batch=self.batch)) as found:
+        with video, closing(self._predictions(decoded)) as found:
             detected = self._kept(source, found, frames, rows, seen)
             first = next(detected, None)
             if first is None:
@@ -198,7 +203,6 @@ class Predictor:
         for one in found:
             assert isinstance(one, Prediction)  # frames are decoded already
             frame = frames.taken.popleft()
-            one = one.above(self.job.min_score)
             rows.add(source, one, frame.number, frame.time)
             seen(1)
             yield frame, one

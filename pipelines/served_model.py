@@ -63,12 +63,12 @@ class ServedModel(PythonModel):
         rows: list[dict[str, Any]] = []
         named = map(_where, range(len(images)))
         with self.turn:
-            answers = predictions(self.model, map(bytes, images), named, most_pixels=MOST_PIXELS)
+            answers = predictions(self.model, map(bytes, images), named, most_pixels=MOST_PIXELS, min_score=least)
             for row, found in enumerate(answers):
                 if isinstance(found, ImageError):
                     encoded = "; it is base64, which dataframe_split and dataframe_records take"
                     raise _refused(f"{found}{encoded if BASE64.match(images[row]) else ''}")
-                rows += detection_columns(row, found if least is None else found.above(least))
+                rows += detection_columns(row, found)
         return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
 
 

@@ -60,7 +60,7 @@ class Detector:
             self._model = load_model(path, "cuda" if gpu else "cpu")
         size = batch or suited_batch(self._model.device)
         self._place, self._most, self._most_pixels = str(place), most, most_pixels
-        self._detect: Turns[Image.Image, Prediction | ImageError] = Turns(self._predictions, size)
+        self._detect: Turns[tuple[Image.Image, float | None], Prediction | ImageError] = Turns(self._predictions, size)
         self._decoded = asyncio.Semaphore(2 * size)  # a batch in the network, another one ready: pixels are large
 
     async def __call__(self, request: Request) -> Response:
@@ -88,13 +88,17 @@ class Detector:
         data = await body_of(request, self._most)
         async with self._decoded:
             image = await asyncio.to_thread(decode_unstated, data, WHERE, self._most_pixels)
-            found = await self._detect(image)
+            found = await self._detect((image, wanted.min_score))
         if isinstance(found, ImageError):
             raise found
         return answered(await asyncio.to_thread(described, found, wanted))
 
-    def _predictions(self, images: list[Image.Image]) -> list[Prediction | ImageError]:
-        return list(predictions(self._model, images, [WHERE] * len(images), self._detect.size))
+    def _predictions(self, asked: list[tuple[Image.Image, float | None]]) -> list[Prediction | ImageError]:
+        """What at least one of those asks for who came together; `described` leaves out what the others do not."""
+        scores = [score for _, score in asked if score is not None]
+        least = min(scores) if len(scores) == len(asked) else None
+        images, names = [image for image, _ in asked], [WHERE] * len(asked)
+        return list(predictions(self._model, images, names, self._detect.size, min_score=least))
 
     def _about(self) -> dict[str, Any]:
         return {

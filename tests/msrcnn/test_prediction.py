@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 
 import msrcnn
+import msrcnn.detection_rows as detection_rows_module
 from msrcnn import Prediction, load_model, predict
 from msrcnn.data.batching import make_batch
 from msrcnn.data.decoding import ImageError
 from msrcnn.detection_rows import detection_rows
 from msrcnn.errors import InputError
+from msrcnn.masks import paste_and_encode
 from msrcnn.prediction import predictions
 from msrcnn.weights import save_model
 from tests.tiny import DATA, SIDE, detections_of, make_model, shape_image
@@ -151,6 +154,27 @@ def test_a_threshold_of_the_mask_score(model):
     assert len(found.above(2.0)) == 0
     assert found.above(2.0).masks().shape == (0, SIDE, SIDE)
     assert found.above(2.0).coco(1) == found.above(2.0).polygons() == []
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_only_masks_of_that_score_are_pasted(model, batch, monkeypatch):
+    images = [pixels(0), pixels(1), np.zeros((20, 30, 3), np.uint8)]
+    whole = predict(model, images, batch=batch)
+    scores = np.concatenate([found.mask_scores for found in whole])
+    pasted: list[int] = []
+
+    def counted(masks: torch.Tensor, *of: Any) -> list[bytes]:
+        pasted.append(len(masks))
+        return paste_and_encode(masks, *of)
+
+    monkeypatch.setattr(detection_rows_module, "paste_and_encode", counted)
+    middle = float(np.median(scores))
+    for least in (middle, np.nextafter(middle, 1), np.nextafter(middle, -1), float(scores.max()), 1e30, -1e30):
+        pasted.clear()
+        found = predict(model, images, min_score=least, batch=batch)
+        assert all(same(one, all_of.above(least)) for one, all_of in zip(found, whole, strict=True))
+        assert sum(pasted) == sum(map(len, found)) == (scores >= least).sum()
+    assert len(scores) > 10
 
 
 def test_one_bad_image_is_named_and_costs_no_other(model, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,9 +22,11 @@ from pycocotools.coco import COCO
 
 import msrcnn
 from msrcnn import load_model
+from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.structures import Batch
 from pipelines.detection_parts import Origin
-from pipelines.predict import predict
+from pipelines.predict import predict, threads_for
 from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import LEAST_IMAGES, PARTS, PredictJob, Predictor, parts_of
 from pipelines.predict_options import PredictConfig
@@ -132,6 +135,33 @@ def test_only_masks_from_the_least_score_on_are_kept(run, model, here):
     assert [image["id"] for image in json_of(here / "none" / "images.json")["images"]] == [1, 2]
     assert files_in(here / "none") == ["detections.json", "detections.parquet", "images.json"]
     assert "no mask score reaches --min-score; with a lower one there may be detections" in lines
+
+
+def test_too_little_gpu_memory_is_a_line_and_fewer_images_a_step_go_on(run, here, monkeypatch):
+    for number in range(3):
+        write_image(here / "photos" / f"{number}.png", number)
+    whole = MaskScoringRCNN.forward
+
+    def small(self: MaskScoringRCNN, batch: Batch) -> Any:
+        if len(batch.image_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return whole(self, batch)
+
+    monkeypatch.setattr(MaskScoringRCNN, "forward", small)
+    with pytest.raises(InputError, match=f"^the GPU's memory does not suffice for steps of 3 images of up to {SIDE} x "
+                                         f"{SIDE} pixels; give a smaller --batch$"):  # fmt: skip
+        predicting(run, "photos", out="out", batch=3)
+    assert predicting(run, "photos", out="out", batch=2)[0] == 0
+    assert {row["image_id"] for row in rows_of(here / "out")} == {1, 2, 3}
+
+
+def test_beside_a_gpu_torch_has_one_thread_for_the_time():
+    torch.set_num_threads(2)
+    with threads_for(torch.device("cpu")):
+        assert torch.get_num_threads() == 2
+    with threads_for(torch.device("cuda")):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_images_of_all_kinds_and_those_that_cannot_be_used(run, model, here):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 
 from msrcnn import load_model, predict
-from pipelines.serving import ONGOING
+from pipelines.serving import ONGOING, Detector
 from pipelines.serving_options import ServeConfig
 from tests import serving
 from tests.mlflow_server import free_port
 from tests.predicting import CATEGORIES, write_model
 from tests.serving import ask, huge_png, many, rows_of, same
-from tests.tiny import shape_image
+from tests.tiny import SIDE, shape_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
 MOST = 200_000
@@ -65,6 +68,31 @@ def test_least_score_and_polygons(model, url):
     }  # fmt: skip
     rings = [[ring.tolist() for ring in of] for of in fewer.polygons()]
     assert [row["polygons"] for row in answer["detections"]] == rings
+
+
+def test_each_of_those_in_a_step_gets_the_scores_asked_for(model):
+    """Masks are pasted from the least of them on."""
+    data, replica = shape_image(0)[0], Detector(str(model), False, 1, 3, MOST, SIDE * SIDE)
+    (found,) = predict(load_model(model), data)
+    half, tenth = (float(np.quantile(found.mask_scores, share)) for share in (0.505, 0.905))
+
+    async def answer(query: str) -> dict[str, Any]:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        scope = {"type": "http", "method": "POST", "path": "/detect", "headers": [], "query_string": query.encode(),
+                 "server": ("here", 80)}  # fmt: skip
+        return json.loads((await replica(Request(scope, receive))).body)
+
+    async def answers(*queries: str) -> list[dict[str, Any]]:
+        return await asyncio.gather(*map(answer, queries))
+
+    asked = [half, tenth, half, tenth, None, half, None, tenth]
+    told = asyncio.run(answers(*("" if least is None else f"min_score={least!r}" for least in asked)))
+    for least, one in zip(asked, told, strict=True):
+        expected = found if least is None else found.above(least)
+        assert [row["category_id"] for row in one["detections"]] == expected.category_ids.tolist()
+    assert 0 < len(found.above(tenth)) < len(found.above(half)) < len(found)
 
 
 def test_what_it_says_of_itself(model, url):
