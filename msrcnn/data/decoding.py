@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
 
-Image.MAX_IMAGE_PIXELS = None  # its limit is against bombs; here no image is decoded that is not of the stated size
 PROGRAMS = ("EPS",)
 """Formats of which an image is a program, which pillow has another process run; not taken from anyone."""
 ICONS = (b"\0\0\1\0", b"icns")
@@ -53,7 +53,8 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
         where: names the image in errors.
 
     Raises:
-        ImageError: the bytes cannot be decoded to the end, or the image has another size.
+        ImageError: the bytes cannot be decoded to the end, or the image has another size, or more pixels than pillow's
+            limit in this process.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -64,6 +65,8 @@ def decode_image(data: bytes, height: int, width: int, where: str) -> Image.Imag
             found = (image.width, image.height)
     except UnidentifiedImageError:
         raise _undecodable(data, "no known image format", where) from None
+    except Image.DecompressionBombError:
+        raise _beyond_pillow(where, math.inf) from None
     except Exception as error:  # broken files make decoders raise a dozen kinds, from OSError to SyntaxError
         reason = str(error).split("\n")[0] or type(error).__name__
         raise _undecodable(data, reason, where) from None
@@ -90,6 +93,8 @@ def decode_unstated(data: bytes, where: str, most: int = MAX_PIXELS) -> Image.Im
             height, width = image.height, image.width
             if height * width <= most:  # looking for EXIF, pillow decodes a PNG
                 height, width = _turned(image)
+    except Image.DecompressionBombError:
+        raise _beyond_pillow(where, most) from None
     except Exception:  # what it is, decoding says
         height, width = 0, 0
     if height * width > most:
@@ -160,6 +165,15 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
     if not (lowest >= 0 and highest <= 65535):  # also NaN
         raise ValueError(f"grey values from {lowest:g} to {highest:g}, expected 0 to 65535")
     return np.rint(grey / FULL_16).astype(np.uint8)
+
+
+def _beyond_pillow(where: str, most: float) -> ImageError:
+    """More pixels than twice PIL.Image.MAX_IMAGE_PIXELS, where `most` are taken."""
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    detail, remedy = f"more than {limit} pixels, at most {most} are taken", "give a smaller image"
+    if limit < most:
+        detail, remedy = f"more than {limit} pixels, pillow's limit", "set PIL.Image.MAX_IMAGE_PIXELS to take it"
+    return ImageError(where, Reason.IMAGE_SIZE, detail, remedy)
 
 
 def _undecodable(data: bytes, why: str, where: str) -> ImageError:

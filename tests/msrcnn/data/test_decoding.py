@@ -216,13 +216,14 @@ def test_no_image_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("icon", "says"),
+    ("process", "icon", "says"),
     [
-        (False, "16384 x 16384 pixels, at most 1000000 are taken; give a smaller image"),
-        (True, "not a readable image (icons are not taken); replace or remove it"),
+        ("pipelines", False, "16384 x 16384 pixels, at most 1000000 are taken; give a smaller image"),
+        ("msrcnn", False, "more than 178956970 pixels, at most 1000000 are taken; give a smaller image"),
+        ("msrcnn", True, "not a readable image (icons are not taken); replace or remove it"),
     ],
 )
-def test_an_image_of_too_many_pixels_costs_no_memory(icon, says):
+def test_an_image_of_too_many_pixels_costs_no_memory(process, icon, says):
     """One that is whole: 33 KB that would be 800 MB as RGB, as it is or in an icon that states 16 x 16."""
     side = 2**14
 
@@ -235,7 +236,9 @@ def test_an_image_of_too_many_pixels_costs_no_memory(icon, says):
     assert len(data) < 40_000
     if icon:
         data = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(data), 22) + data
-    program = """
+    program = (
+        f"import {process}"
+        + """
 import re, sys
 from msrcnn.data.decoding import ImageError, decode_unstated
 
@@ -248,7 +251,40 @@ try:
 except ImageError as error:
     print(peak() - before, error)
 """
+    )
     done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
     kilobytes, _, said = done.stdout.decode().partition(" ")
     assert said == f"it: {says}\n"
     assert int(kilobytes) < 50_000
+
+
+LIMITED = """
+import pickle, sys
+from PIL import Image
+Image.MAX_IMAGE_PIXELS = 100
+from msrcnn.data.decoding import ImageError, decode_image, decode_unstated
+
+data = sys.stdin.buffer.read()
+for decode in (lambda: decode_image(data, 20, 30, "a"), lambda: decode_unstated(data, "b"),
+               lambda: decode_unstated(data, "c", 50)):
+    try:
+        decode()
+    except ImageError as error:
+        print(error)
+print(Image.MAX_IMAGE_PIXELS)
+pickle.loads(b"cpipelines.predict_job\\nread_image\\n.")  # a function for a process of Ray's
+print(Image.MAX_IMAGE_PIXELS, decode_image(data, 20, 30, "a").size, decode_unstated(data, "b").size)
+"""
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_pillows_limit_is_the_hosts_and_lifted_in_our_own_processes(form: str) -> None:
+    data = encode(Image.fromarray(picture()), form)
+    done = subprocess.run([sys.executable, "-c", LIMITED], input=data, capture_output=True, check=True)
+    assert done.stdout.decode().splitlines() == [
+        "a: more than 200 pixels, pillow's limit; set PIL.Image.MAX_IMAGE_PIXELS to take it",
+        "b: more than 200 pixels, pillow's limit; set PIL.Image.MAX_IMAGE_PIXELS to take it",
+        "c: more than 200 pixels, at most 50 are taken; give a smaller image",
+        "100",
+        "None (30, 20) (30, 20)",
+    ]
