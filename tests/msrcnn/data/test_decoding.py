@@ -272,7 +272,7 @@ for decode in (lambda: decode_image(data, 20, 30, "a"), lambda: decode_unstated(
     except ImageError as error:
         print(error)
 print(Image.MAX_IMAGE_PIXELS)
-pickle.loads(b"cpipelines.predict_job\\nread_image\\n.")  # a function for a process of Ray's
+pickle.loads(b"cpipelines.ahead\\nahead\\n.")  # a function for a process of Ray's
 print(Image.MAX_IMAGE_PIXELS, decode_image(data, 20, 30, "a").size, decode_unstated(data, "b").size)
 """
 
