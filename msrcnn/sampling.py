@@ -15,6 +15,9 @@ from msrcnn.boxes import pairwise_iou
 
 _MASK32 = 0xFFFFFFFF
 
+MATCH_BLOCK = 32
+"""Instances that all boxes are compared with at a time: bounds the memory of a crowded image, not the result."""
+
 
 def _mix(value: Tensor) -> Tensor:
     """The finaliser of MurmurHash3 on 32-bit values held in int64."""
@@ -61,13 +64,25 @@ def match(
     if instances.shape[1] == 0:
         none = torch.zeros(valid.shape[0], boxes.shape[1], dtype=torch.bool, device=boxes.device)
         return Matches(none.long(), none, ~none)
-    iou = pairwise_iou(boxes, instances).masked_fill(~valid[:, None, :], -1.0)  # [B, N, G]
-    best, instance = iou.max(dim=2)  # [B, N]
-    positive = best >= positive_iou
-    if low_quality:
-        highest = iou.amax(dim=1, keepdim=True)  # [B, 1, G]
-        positive = positive | ((iou == highest) & (highest > 0)).any(dim=2)
+    best, instance, top = _match_block(boxes, instances[:, :MATCH_BLOCK], valid[:, :MATCH_BLOCK], low_quality)
+    for start in range(MATCH_BLOCK, instances.shape[1], MATCH_BLOCK):
+        part = slice(start, start + MATCH_BLOCK)
+        iou, slot, tops = _match_block(boxes, instances[:, part], valid[:, part], low_quality)
+        instance = torch.where(iou > best, slot + start, instance)  # of equal ones the first, as max has it
+        best = torch.maximum(best, iou)
+        top = top | tops
+    positive = (best >= positive_iou) | top
     return Matches(instance, positive, (best < negative_iou) & ~positive)
+
+
+def _match_block(boxes: Tensor, instances: Tensor, valid: Tensor, low_quality: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest IoU of each box [B, N], with which of these instances, and whether it is one's best box."""
+    iou = pairwise_iou(boxes, instances).masked_fill(~valid[:, None, :], -1.0)  # [B, N, G]
+    best, slot = iou.max(dim=2)  # [B, N]
+    if not low_quality:
+        return best, slot, torch.zeros_like(best, dtype=torch.bool)
+    highest = iou.amax(dim=1, keepdim=True)  # [B, 1, G]
+    return best, slot, ((iou == highest) & (highest > 0)).any(dim=2)
 
 
 @dataclass(frozen=True)
