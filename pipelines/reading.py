@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ import ray
 import ray.data
 
 from pipelines.manifest import Manifest
+from pipelines.one_row_blocks import one_row_blocks
 from pipelines.storage import open_parquet
 
 ROUND_ROWS = 1024
@@ -122,27 +122,64 @@ class Piece:
         """The training's step of each row that it emits, int64 [rows]."""
         return np.repeat(np.arange(self.length - self.skip) + self.step, self.slots)
 
-    def columns(self) -> dict[str, Any]:
-        """As one row that Arrow understands."""
-        return {
-            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"},
-            "groups": [asdict(g) for g in self.groups],
-        }  # fmt: skip
-
 
 def slots_of(batch: int, workers: int) -> int:
     """Rows that each of `workers` is given for a step of `batch` images, some of them empty if need be."""
     return -(-batch // workers)
 
 
-def training_plan(
-    groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int, first_step: int = 0
-) -> list[Piece]:
-    """The pieces from step `first_step` of the training on, in order.
+class TrainingPlan(Sequence[Piece]):
+    """The pieces from step `first_step` of the training on, in order; each is made when it is asked for.
 
     Ray Data gives each worker whole blocks, the next one to the worker that has had the fewest rows. So pieces come in
     rounds of one a worker, all of one size: every worker has its images of a round before any gets the next round's.
     An epoch emits `steps * batch` images; the rest, fewer than a step's, is left out.
+    """
+
+    def __init__(
+        self, groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int, first_step: int
+    ) -> None:
+        """As `training_plan`."""
+        self.groups, self.seed, self.steps, self.batch, self.workers = list(groups), seed, steps, batch, workers
+        self.first_step = first_step
+        self.length = round_steps(groups, batch, steps)
+        self.rounds = -(-steps // self.length)  # of an epoch
+        epoch, step = divmod(first_step, steps)
+        self.begin = epoch * self.rounds + step // self.length  # the first round, of the whole training
+        self.end = epochs * self.rounds
+        self._latest: tuple[int, list[RowGroup], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return max(self.end - self.begin, 0) * self.workers
+
+    def __getitem__(self, number: int) -> Piece:  # type: ignore[override]  # no slices
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        turn, worker = divmod(number, self.workers)
+        epoch, turn = divmod(self.begin + turn, self.rounds)
+        ordered, ends = self._epoch(epoch)
+        first = turn * self.length  # step of the epoch
+        taken, skip = min(self.length, self.steps - first), max(self.first_step - epoch * self.steps - first, 0)
+        share, next_share = (self.batch * w // self.workers for w in (worker, worker + 1))  # its images of a step
+        position, stop = first * self.batch + share * taken, first * self.batch + next_share * taken
+        low, high = np.searchsorted(ends, [position, stop - 1], side="right")
+        start = position - int(ends[low] - ordered[low].rows)
+        return Piece(self.seed, epoch, epoch * self.steps + first + skip, int(low), next_share - share,
+                     slots_of(self.batch, self.workers), taken, skip, start, ordered[low : high + 1])  # fmt: skip
+
+    def _epoch(self, epoch: int) -> tuple[list[RowGroup], np.ndarray]:
+        """Its row groups in order, and how many rows there are up to the end of each."""
+        latest = self._latest
+        if latest is None or latest[0] != epoch:  # pieces are asked for in order
+            ordered = epoch_groups(self.groups, self.seed, epoch)
+            latest = self._latest = epoch, ordered, np.cumsum([g.rows for g in ordered])
+        return latest[1], latest[2]
+
+
+def training_plan(
+    groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int, first_step: int = 0
+) -> TrainingPlan:
+    """What reading tasks are to do for the rest of a training.
 
     Args:
         groups: the data set's row groups.
@@ -153,27 +190,18 @@ def training_plan(
         workers: training processes, at most `batch`.
         first_step: counted over all epochs.
     """
-    plan: list[Piece] = []
-    shares = [batch * worker // workers for worker in range(workers + 1)]  # where each worker's images begin
-    for epoch in range(first_step // steps, epochs):
-        ordered = epoch_groups(groups, seed, epoch)
-        ends = np.cumsum([g.rows for g in ordered])
-        begin = max(first_step - epoch * steps, 0)
-        length = round_steps(groups, batch, steps)
-        for first in range(begin // length * length, steps, length):
-            taken, skip = min(length, steps - first), max(begin - first, 0)
-            for share, next_share in pairwise(shares):
-                position, stop = first * batch + share * taken, first * batch + next_share * taken
-                low, high = np.searchsorted(ends, [position, stop - 1], side="right")
-                start = position - int(ends[low] - ordered[low].rows)
-                plan.append(Piece(seed, epoch, epoch * steps + first + skip, int(low), next_share - share,
-                                  slots_of(batch, workers), taken, skip, start, ordered[low : high + 1]))  # fmt: skip
-    return plan
+    return TrainingPlan(groups, seed, epochs, steps, batch, workers, first_step)
 
 
-def _read_piece(plan: pa.Table) -> Iterator[pa.Table]:
-    for columns in plan.to_pylist():
-        piece = Piece(groups=[RowGroup(**group) for group in columns.pop("groups")], **columns)
+@lru_cache(maxsize=1)
+def _stored(plan: ray.ObjectRef) -> TrainingPlan:
+    """The plan, loaded once in a process that reads many of its pieces."""
+    return ray.get(plan)
+
+
+def _read_pieces(numbers: pa.Table, plan: ray.ObjectRef) -> Iterator[pa.Table]:
+    for number in numbers["piece"].to_pylist():
+        piece = _stored(plan)[number]
         rows = read_rows([g.path for g in piece.groups], [g.index for g in piece.groups])
         order = piece.order()
         rows = rows.take(pa.array(order, mask=order < 0))  # a null takes an empty row
@@ -181,9 +209,12 @@ def _read_piece(plan: pa.Table) -> Iterator[pa.Table]:
         yield rows.append_column("step", pa.array(piece.steps()))
 
 
-def training_rows(plan: Sequence[Piece]) -> ray.data.Dataset:
-    """A stream of shard rows with columns `epoch` and `step`, a block a piece."""
-    rows = _tasks([piece.columns() for piece in plan], _read_piece)
+def training_rows(plan: TrainingPlan) -> ray.data.Dataset:
+    """A stream of shard rows with columns `epoch` and `step`, a block a piece.
+
+    What is stored for it grows neither with the epochs nor with the workers, but for a number a piece.
+    """
+    rows = _tasks(pa.table({"piece": np.arange(len(plan))}), partial(_read_pieces, plan=ray.put(plan)))
     rows.context.target_max_block_size = None  # a block that Ray Data cuts would be dealt to two workers
     return rows
 
@@ -200,15 +231,15 @@ def evaluation_rows(groups: Sequence[RowGroup]) -> ray.data.Dataset:
     """Every shard row once, a block a row group; columns `shard`, `group` and `group_rows` say which it is."""
     columns = [{"path": g.path, "index": g.index, "shard": g.shard, "group": g.index, "group_rows": g.rows}
                for g in groups]  # fmt: skip
-    rows = _tasks(columns, _read_group)
+    rows = _tasks(pa.Table.from_pylist(columns), _read_group)
     rows.context.target_max_block_size = None  # a row group stays in one piece
     return rows
 
 
-def _tasks(plan: list[dict[str, Any]], read: Callable[[pa.Table], Iterator[pa.Table]]) -> ray.data.Dataset:
+def _tasks(plan: pa.Table, read: Callable[[pa.Table], Iterator[pa.Table]]) -> ray.data.Dataset:
     """A reading task for each row of the plan."""
-    rows = ray.data.from_items(plan, override_num_blocks=len(plan))
     readers = max(READERS, int(ray.cluster_resources().get("CPU", 0)) // CPUS_A_READER)
-    readers = min(readers, len(plan))  # Ray Data warns of a limit that cannot be reached
+    readers = min(readers, plan.num_rows)  # Ray Data warns of a limit that cannot be reached
     compute = ray.data.TaskPoolStrategy(size=readers)
+    rows = one_row_blocks(plan)
     return rows.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, num_cpus=READER_CPUS)
