@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import ray
 import ray.data
 
+from cluster.room import fitting
 from msrcnn.errors import InputError
+from pipelines.node_facts import free_resources
+from pipelines.reading import READER_CPUS, READERS
 
 ACTOR_CPUS = 0.8
 """What an inference process asks of a machine without GPUs: its readers need the rest of each CPU."""
@@ -15,6 +21,27 @@ RESERVED_CPUS = 0.4
 """Left to the readers and writers of a training and of an evaluation beside it."""
 LEAST_CPUS = 0.1
 """With less for inference, an evaluation beside a training is refused."""
+LOADER_CPUS = 4
+"""Left to the threads that decode images for a training worker with a GPU; they reserve nothing."""
+
+
+@dataclass(frozen=True)
+class NodeRoom:
+    """What a node has in all and what nobody uses at the moment, by Ray's names of resources."""
+
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+
+    @property
+    def empty(self) -> NodeRoom:
+        """The node without those who use it now."""
+        return replace(self, free=self.total)
+
+
+def node_rooms() -> list[NodeRoom]:
+    """Of every node that is there."""
+    free = free_resources()
+    return [NodeRoom(n["Resources"], free.get(n["NodeID"], {})) for n in ray.nodes() if n["Alive"]]
 
 
 @dataclass(frozen=True)
@@ -53,17 +80,29 @@ class Pool:
         return cls(least, most, threads, ACTOR_CPUS * threads, 0.0)
 
     @classmethod
-    def beside(cls, cpus: float, gpus: float) -> Pool | None:
-        """What processes that reserve so much leave free of the cluster as it is now; None if that is nothing."""
-        resources = ray.cluster_resources()
-        left = resources.get("CPU", 0) - cpus - RESERVED_CPUS
-        free = min(int(resources.get("GPU", 0) - gpus), int(left))
-        if free > 0:
-            return cls(free, free, 1, 1.0, 1.0)
+    def beside(cls, nodes: Sequence[NodeRoom], worker: Mapping[str, float], workers: int, groups: int) -> Pool | None:
+        """For an evaluation beside a training; None if that leaves it nothing.
+
+        Begins with one process and waits for no other: a place that is counted here may be taken by then.
+
+        Args:
+            nodes: of the cluster.
+            worker: what a training worker reserves.
+            workers: how many there are, or will be again: those of a group that has died hold nothing.
+            groups: how many pieces of work there are.
+        """
+        cpus, gpus = (
+            sum(node.total.get(name, 0) for node in nodes) - worker.get(name, 0) * workers for name in ("CPU", "GPU")
+        )
+        left = cpus - RESERVED_CPUS
+        if (free := min(int(gpus), int(left), groups)) > 0:
+            return cls(1, free, 1, 1.0, 1.0)
         if left < LEAST_CPUS:
             return None
-        actors = max(1, int(left / ACTOR_CPUS))
-        return cls(actors, actors, 1, min(ACTOR_CPUS, left), 0.0)
+        if actors := min(places_beside(nodes, worker, workers), int(left / ACTOR_CPUS + 1e-9), groups):
+            return cls(1, actors, 1, ACTOR_CPUS, 0.0)
+        widest = max(node.free.get("CPU", 0) for node in nodes) - RESERVED_CPUS
+        return cls(1, 1, 1, min(ACTOR_CPUS, left, max(widest, LEAST_CPUS)), 0.0)
 
     @property
     def strategy(self) -> ray.data.ActorPoolStrategy:
@@ -71,3 +110,30 @@ class Pool:
         if self.least == self.most:
             return ray.data.ActorPoolStrategy(size=self.most)
         return ray.data.ActorPoolStrategy(min_size=self.least, max_size=self.most)
+
+
+def places_beside(nodes: Sequence[NodeRoom], worker: Mapping[str, float], workers: int) -> int:
+    """How many inference processes without GPUs find a place beside a training, counted by node.
+
+    Each has its place on a node at the moment; with all of them there, the workers still fit. Nodes with GPUs are used
+    only where no other has room: Ray too avoids them for processes that need none.
+    """
+    room = [_places(node, worker, workers) for node in nodes]
+    plain = [0 if node.total.get("GPU") else places for node, places in zip(nodes, room, strict=True)]
+    taken = [at for at, places in enumerate(plain if any(plain) else room) for _ in range(places)]
+
+    def too_many(processes: int) -> bool:
+        on = Counter(taken[:processes])
+        left = [{**node.total, "CPU": node.total.get("CPU", 0) - ACTOR_CPUS * on[at]} for at, node in enumerate(nodes)]
+        return workers > 0 and fitting(left, worker, READERS, READER_CPUS) < workers
+
+    return bisect_left(range(1, len(taken) + 1), True, key=too_many)
+
+
+def _places(node: NodeRoom, worker: Mapping[str, float], workers: int) -> int:
+    """How many processes a node has room for, beside its workers' threads if they need a GPU."""
+    free = node.free.get("CPU", 0)
+    if worker.get("GPU"):
+        here = min(workers, int(node.total.get("GPU", 0) / worker["GPU"]))
+        free = min(free, node.total.get("CPU", 0) - here * worker["CPU"]) - here * LOADER_CPUS
+    return max(int((free - RESERVED_CPUS) / ACTOR_CPUS + 1e-9), 0)

@@ -26,7 +26,7 @@ from pipelines.inference import DetectJob, detect
 from pipelines.job import Job
 from pipelines.manifest import Manifest
 from pipelines.options import EvaluateConfig, TrainConfig
-from pipelines.pool import Pool
+from pipelines.pool import Pool, node_rooms
 from pipelines.progress import duration
 from pipelines.reading import row_groups
 from pipelines.reporting import plain
@@ -94,9 +94,9 @@ class Validator:
     def pool(self) -> Pool | None:
         """The processes that can be had now; none where workers hold all of the cluster."""
         if self._ended.is_set():
-            return Pool.beside(0, 0)
+            return Pool.beside([node.empty for node in node_rooms()], {}, 0, len(self.groups))
         need, number = worker_resources(self.config), fitting_workers(self.config)
-        return Pool.beside(need["CPU"] * number, need.get("GPU", 0) * number)
+        return Pool.beside(node_rooms(), need, number, len(self.groups))
 
     def start(self) -> None:
         """Begins, with what an earlier driver left."""
