@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pipelines import one_row_blocks
 from pipelines.reading import (
     Piece,
     RowGroup,
@@ -175,3 +176,13 @@ def test_what_is_stored_for_a_stream_does_not_grow_with_its_length():
     stored.append(held_by_this_process() - before)
     assert rows is not None
     assert max(stored) <= 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("slices", [True, False])
+def test_each_row_is_a_block_also_where_ray_data_cannot_cut_one(monkeypatch, slices):
+    monkeypatch.setattr(one_row_blocks, "SLICES", slices)
+    rows = one_row_blocks.one_row_blocks(pa.table({"number": [5, 3, 8]}))
+    rows = rows.map_batches(lambda block: {"given": [block["number"].tolist()]}, batch_size=None)
+    assert sorted(row["given"] for row in rows.iter_rows()) == [[3], [5], [8]]
