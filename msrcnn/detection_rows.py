@@ -27,7 +27,7 @@ def detection_rows(
     rows: list[dict[str, Any]] = []
     for b, truth in enumerate(images):
         common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
-        valid = found.valid[b] if min_score is None else found.valid[b] & (scores[b] >= min_score)  # [D]
+        valid = found.valid[b] if min_score is None else found.valid[b] & (scores[b] >= float(min_score))  # [D]
         boxes = found.boxes[b, valid] / batch.scales[b].flip(0).repeat(2)  # [n, 4]: divided by x, y, x, y scale
         limit = torch.tensor([truth.width, truth.height] * 2)
         boxes = torch.minimum(boxes, limit)

@@ -128,6 +128,8 @@ class MaskIoUConfig:
             except ValueError:
                 accepted = "true or false" if VARIED[name] is _yes_or_no else "a number"
                 require(False, "model.heads", text, f"{name}= and {accepted}")
+        if values.get("goal") == "maskiou":
+            values.setdefault("power", 1.0)  # that of a head which learns worth has no meaning in this one
         try:
             return dataclasses.replace(self, **values)
         except InputError as error:

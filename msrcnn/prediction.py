@@ -66,7 +66,7 @@ class Prediction:
 
     def above(self, score: float) -> Prediction:
         """Those with at least this mask score."""
-        count = int((self.mask_scores >= score).sum())
+        count = int((self.mask_scores >= float(score)).sum())  # compared as float32, as `detection_rows` does
         return Prediction(
             self.image, self.height, self.width, self.boxes[:count], self.category_ids[:count], self.names[:count],
             self.class_scores[:count], self.maskious[:count], self.mask_scores[:count], self.rles[:count],

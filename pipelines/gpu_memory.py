@@ -26,5 +26,5 @@ def stated_memory(images: int, data: DataConfig) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         step = f"{images} image{'s' * (images > 1)} of up to {data.short_side} x {data.long_side} pixels"
-        remedy = "give a smaller --batch" if images > 1 else "end what else uses it, or use another"
+        remedy = "evaluate or predict with a smaller --batch" if images > 1 else "end what else uses it, or use another"
         raise InputError(f"the GPU's memory does not suffice for steps of {step}; {remedy}") from error

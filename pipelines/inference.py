@@ -156,6 +156,8 @@ def _rows(made: Rows) -> list[dict[str, Any]]:
 def infer(groups: Sequence[RowGroup], job: DetectJob, pool: Pool) -> ray.data.Dataset:
     """A job that writes the parts of these row groups; a row of `PartInfo` and `seconds` for each as it is there."""
     share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
+    if pool.avoids_gpus:  # Ray Data's own, SPREAD, would take nodes with GPUs as any others
+        share["scheduling_strategy"] = "DEFAULT"
     return evaluation_rows(groups).map_batches(
         Detector,
         fn_constructor_kwargs={"job": job, "gpu": pool.gpus > 0, "threads": pool.threads},

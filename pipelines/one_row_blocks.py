@@ -9,7 +9,24 @@ import pyarrow as pa
 import ray
 import ray.data
 
-try:  # Ray Data's own, which other versions of it may have elsewhere
+
+def one_row_blocks(table: pa.Table) -> ray.data.Dataset:
+    """The rows of `table`, at least one, in order, each a block of its own to the tasks that it goes to.
+
+    Nothing but a task's input is cut: read without one, each block may be the whole table.
+    """
+    try:
+        return slices_of(table)
+    except Exception:  # other versions of Ray may have these parts of it elsewhere, or in another form
+        return ray.data.from_arrow([table.slice(row, 1) for row in range(table.num_rows)])
+
+
+def slices_of(table: pa.Table) -> ray.data.Dataset:
+    """`one_row_blocks` as slices of one stored block, as Ray Data itself makes where it cuts blocks.
+
+    `ray.data.from_arrow` with as many tables stores each by itself, 3 ms of a CPU: a minute for the rest of a training
+    on COCO, before its workers may begin.
+    """
     from ray.data._internal.execution.interfaces.ref_bundle import BlockEntry, BlockSlice, RefBundle
     from ray.data._internal.logical.interfaces import LogicalPlan
     from ray.data._internal.logical.operators import InputData
@@ -17,22 +34,6 @@ try:  # Ray Data's own, which other versions of it may have elsewhere
     from ray.data.block import BlockMetadataWithSchema
     from ray.data.context import DataContext
 
-    SLICES = True
-except ImportError:
-    SLICES = False
-
-
-def one_row_blocks(table: pa.Table) -> ray.data.Dataset:
-    """The rows of `table`, at least one, in order, each a block of its own to the tasks that it goes to.
-
-    Nothing but a task's input is cut: read without one, each block is the whole table.
-
-    `ray.data.from_items` with as many blocks makes and stores each by itself, 3 ms of a CPU: a minute for the rest of
-    a training on COCO, before its workers may begin. Here each is a slice of one stored block, as Ray Data itself
-    makes where it cuts blocks; a Ray without that stores each.
-    """
-    if not SLICES:
-        return ray.data.from_arrow([table.slice(row, 1) for row in range(table.num_rows)])
     about = BlockMetadataWithSchema.from_block(table)
     stored: Any = ray.put(table)
     whole = RefBundle((BlockEntry(stored, about.metadata),), schema=about.schema, owns_blocks=False)

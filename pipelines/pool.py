@@ -46,13 +46,19 @@ def node_rooms() -> list[NodeRoom]:
 
 @dataclass(frozen=True)
 class Pool:
-    """The processes of the inference stage, from `least` to `most` of them."""
+    """The processes of the inference stage, from `least` to `most` of them.
+
+    Attributes:
+        threads, cpus, gpus: of each.
+        avoids_gpus: whether nodes with GPUs are the last that they go to.
+    """
 
     least: int
     most: int
     threads: int
     cpus: float
     gpus: float
+    avoids_gpus: bool = False
 
     @classmethod
     def of_cluster(cls, actors: int, gpu: bool, groups: int) -> Pool:
@@ -100,9 +106,9 @@ class Pool:
         if left < LEAST_CPUS:
             return None
         if actors := min(places_beside(nodes, worker, workers), int(left / ACTOR_CPUS + 1e-9), groups):
-            return cls(1, actors, 1, ACTOR_CPUS, 0.0)
+            return cls(1, actors, 1, ACTOR_CPUS, 0.0, avoids_gpus=True)
         widest = max(node.free.get("CPU", 0) for node in nodes) - RESERVED_CPUS
-        return cls(1, 1, 1, min(ACTOR_CPUS, left, max(widest, LEAST_CPUS)), 0.0)
+        return cls(1, 1, 1, min(ACTOR_CPUS, left, max(widest, LEAST_CPUS)), 0.0, avoids_gpus=True)
 
     @property
     def strategy(self) -> ray.data.ActorPoolStrategy:
@@ -115,19 +121,22 @@ class Pool:
 def places_beside(nodes: Sequence[NodeRoom], worker: Mapping[str, float], workers: int) -> int:
     """How many inference processes without GPUs find a place beside a training, counted by node.
 
-    Each has its place on a node at the moment; with all of them there, the workers still fit. Nodes with GPUs are used
-    only where no other has room: Ray too avoids them for processes that need none.
+    Each has its place on a node at the moment; with all of them there, the workers still fit, whether they fill one
+    node after another or go to one after another. Nodes with GPUs are used only where no other has room.
     """
     room = [_places(node, worker, workers) for node in nodes]
     plain = [0 if node.total.get("GPU") else places for node, places in zip(nodes, room, strict=True)]
-    taken = [at for at, places in enumerate(plain if any(plain) else room) for _ in range(places)]
+    turns = [(turn, at) for at, places in enumerate(plain if any(plain) else room) for turn in range(places)]
+    filled, spread = ([at for _, at in order] for order in (turns, sorted(turns)))
 
     def too_many(processes: int) -> bool:
-        on = Counter(taken[:processes])
-        left = [{**node.total, "CPU": node.total.get("CPU", 0) - ACTOR_CPUS * on[at]} for at, node in enumerate(nodes)]
-        return workers > 0 and fitting(left, worker, READERS, READER_CPUS) < workers
+        return workers > 0 and any(not fit(Counter(taken[:processes])) for taken in (filled, spread))
 
-    return bisect_left(range(1, len(taken) + 1), True, key=too_many)
+    def fit(on: Counter[int]) -> bool:
+        left = [{**node.total, "CPU": node.total.get("CPU", 0) - ACTOR_CPUS * on[at]} for at, node in enumerate(nodes)]
+        return fitting(left, worker, READERS, READER_CPUS) >= workers
+
+    return bisect_left(range(1, len(turns) + 1), True, key=too_many)
 
 
 def _places(node: NodeRoom, worker: Mapping[str, float], workers: int) -> int:

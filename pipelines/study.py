@@ -47,8 +47,9 @@ from pipelines.train import train
 STUDY = ".study.json"
 MEASURED = "measured"
 """What seeds say: PART-SEED.json."""
-SECONDS = "seconds.json"
-"""In an evaluation's folder: how long training and evaluation took; its presence means that both are done."""
+DONE = "done.json"
+"""In an evaluation's folder: how long training and evaluation took, and `study_origin`; that it is there means that
+both are done."""
 HARD_NMS = SelectionConfig(method="hard", iou_threshold=0.5, score_threshold=0.05)
 """Of the kind nms (section 4.1)."""
 
@@ -132,11 +133,16 @@ def check_folder(config: StudyConfig, plan: Study) -> None:
         raise InputError(f"{config.out}: holds another study, or this one with other settings; choose another --out")
 
 
-def run_stage(config: StudyConfig, plan: Study, stage: Stage, shards: StudyShards, log: Callable[[str], None]) -> None:
-    """Trains and evaluates, if that is not done."""
+def run_stage(
+    config: StudyConfig, plan: Study, stage: Stage, shards: StudyShards, origin: dict[str, Any],
+    log: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Trains and evaluates, if that is not done; what DONE holds."""
     evaluation = config.out / "evaluations" / stage.name
-    if (evaluation / SECONDS).exists():
-        return
+    if (evaluation / DONE).exists():
+        done: dict[str, Any] = json.loads((evaluation / DONE).read_text())
+        check_origin(evaluation, done["origin"], origin)
+        return done
     began = time.monotonic()
     run = config.out / "runs" / stage.name
     tracking = config.tracking or f"sqlite:///{config.out.absolute()}/mlflow.db"
@@ -166,7 +172,9 @@ def run_stage(config: StudyConfig, plan: Study, stage: Stage, shards: StudyShard
             ),
             log,
         )  # fmt: skip
-    locate(evaluation / SECONDS).write(json.dumps(time.monotonic() - began).encode())  # of the last attempt
+    done = {"seconds": time.monotonic() - began, "origin": origin}  # of the last attempt
+    locate(evaluation / DONE).write(json.dumps(done).encode())
+    return done
 
 
 def with_selection(model: Path, other: Path, selection: SelectionConfig, top_k: int) -> Path:
@@ -190,19 +198,24 @@ def measured(
     """What a seed says; its stages are run if that is not known."""
     file = config.out / MEASURED / f"{part.name}-{part.seed}.json"
     origin = origin_of(config, plan, shards)
-    if file.exists() and (value := defined(json.loads(file.read_text())))["draws"] == config.draws:
+    if file.exists():
+        value = dict(defined(json.loads(file.read_text())))
         check_origin(file, value["origin"], origin)
-        return dict(value)
+        if value["draws"] == config.draws:
+            return value
     every = list(stages_of(plan))
     stages = [stage for stage in every if (stage.part, stage.seed) == part]
-    for stage in stages:
-        run_stage(config, plan, stage, shards, timed(log, f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"))
+    done = [
+        run_stage(config, plan, stage, shards, origin,
+                  timed(log, f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"))
+        for stage in stages
+    ]  # fmt: skip
     timed(log, f"{part.name}-{part.seed}")("measuring")
     folders = {stage.kind: config.out / "evaluations" / stage.name for stage in stages}
     truth = shards.choose if part.name == CHOOSE else shards.val
     value = measure(folders, truth, tuple(plan.heads(part.name)), plan.counts, config.draws, powers)
-    value["origin"] = origin
-    value["seconds"] = sum(json.loads((folder / SECONDS).read_text()) for folder in folders.values())
+    value["origin"] = done[0]["origin"]  # of the trunk that all of them rank the detections of
+    value["seconds"] = sum(stage["seconds"] for stage in done)
     locate(file.parent).make_folder()
     locate(file).write(json.dumps(plain(value), allow_nan=False).encode())
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from msrcnn.errors import InputError
 from msrcnn.pretrained import TRUNK
 from pipelines.manifest import read_manifest
 from pipelines.provenance import made
+from pipelines.run_directory import find_model
+from pipelines.storage import on_disk
 from pipelines.study_data import StudyShards
 from pipelines.study_options import StudyConfig
 from pipelines.study_plan import CONFIRM, Study
@@ -42,21 +45,29 @@ def weights_of(config: StudyConfig, plan: Study, shards: StudyShards) -> dict[st
     if config.weights is None:
         return None
     categories = [category.name for category in read_manifest(shards.train).categories]
-    report = load_any_weights(MaskScoringRCNN(plan.model(CONFIRM, "plain")), config.weights, categories)
-    file = Path(config.weights)
+    model = MaskScoringRCNN(replace(plan.model(CONFIRM, "plain"), num_classes=len(categories)))
+    report = load_any_weights(model, config.weights, categories)
     return {
-        "name": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None,
+        "name": config.weights.rstrip("/").rpartition("/")[2],
+        "sha256": checksum(config.weights),
         "missing": [name for name in report.missing if name.startswith(TRUNK)],
     }
 
 
+def checksum(weights: str) -> str | None:
+    """SHA-256 of a file, also of a run's or a remote one; None of weights that torchvision downloads by name."""
+    if "://" in weights or Path(weights).is_dir():
+        with on_disk(find_model(weights)[0]) as path:
+            return checksum(str(path))
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest() if Path(weights).is_file() else None
+
+
 def check_origin(file: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses what a seed said about other data, or with other weights.
+    """Refuses what was trained on other data, or from other weights.
 
     Raises:
         InputError: it did.
     """
     for name in BOUND:
         if stored[name] != now[name]:
-            raise InputError(f"{file}: measured with other {name} than are given; remove it, or choose another --out")
+            raise InputError(f"{file}: made with other {name} than are given; choose another --out")

@@ -52,7 +52,8 @@ class Study:
         shapes: parameters of the built-in data set, if the study makes its own data.
         screened: the further MaskIoU heads, by their short names, where a variant is chosen.
         confirmed: the same where it is confirmed: for longer, so fewer; a variant is one of both.
-        choosing: seeds that train on one part of the training images and choose a variant on the other.
+        choosing: seeds that train on one part of the training images and choose a variant on the other; without any
+            the one candidate is it, with power 1.
         confirming: seeds that train on all training images and are measured on validation.
         counts: numbers of detections an image at which AP is measured; the first is COCO's.
         baselines: whether seeds that confirm also measure the paper's model with hard NMS, and a Mask R-CNN.
@@ -120,7 +121,8 @@ class Study:
         model, data = find_preset(self.preset).model, self.data()
         images = f"{data.short_side} pixels" + (f" to {data.long_side}" if data.long_side > data.short_side else "")
         return (f"Preset {self.preset} ({model.backbone}, {model.channels} channels, {images}) in bfloat16, "
-                f"trunk {self.epochs} epochs, heads {self.final_epochs}, {self.head_epochs} to choose")  # fmt: skip
+                f"trunk {self.epochs} epochs, heads {self.final_epochs}"
+                f"{f', {self.head_epochs} to choose' if self.choosing else ''}")  # fmt: skip
 
 
 SHAPES = ShapesConfig(train=800, val=300, seed=7)
@@ -128,7 +130,8 @@ STUDIES = {
     # The smallest that shows anything: one head, (a), and what needs none. Images of its own: those of shapes were
     # looked at while both were planned.
     "quick": Study(
-        "demo", 3, (2,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=8), SMALLEST, SMALLEST, baselines=False
+        "demo", 3, (2,), 2, (1,), 2, (1,), ShapesConfig(train=150, val=75, seed=8), SMALLEST, SMALLEST, choosing=(),
+        baselines=False,
     ),
     "shapes": Study("demo", 3, (2,), 2, (1,), 4, (3,), SHAPES, confirmed={**ABLATIONS, **FINALISTS}),
     "nuclei": Study("small", 3, (2,), 3, (2,), 9, (7,), counts=(100, 400)),

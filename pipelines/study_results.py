@@ -35,10 +35,13 @@ TABLES = {"Input, Table 4": "(", "Target, Table 5": "#", "tau, Table 6": "tau"}
 
 
 def best_powers(plan: Study, chosen: Sequence[Measured]) -> dict[str, float]:
-    """By head, the power of its MaskIoU with the highest mask AP on the images that choose; ties go to power 1."""
+    """By head, the power of its MaskIoU with the highest mask AP on the images that choose; ties go to power 1.
+
+    That is also every head's where nothing is chosen.
+    """
 
     def ap(head: str, power: float) -> tuple[float, bool]:
-        return _mean(m["masks"][ranking(head, power)]["AP"] for m in chosen), power == 1.0
+        return sum(m["masks"][ranking(head, power)]["AP"] for m in chosen), power == 1.0
 
     return {head: max(POWERS, key=lambda power: ap(head, power)) for head in (PAPER, FROZEN, *plan.screened)}
 
@@ -50,7 +53,7 @@ def candidates(plan: Study) -> list[str]:
 
 def best_variant(plan: Study, chosen: Sequence[Measured], powers: Mapping[str, float]) -> str:
     """The candidate with the highest mask AP, each with its power."""
-    return max(candidates(plan), key=lambda head: _mean(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
+    return max(candidates(plan), key=lambda head: sum(m["masks"][ranking(head, powers[head])]["AP"] for m in chosen))
 
 
 class Seeds:
@@ -118,8 +121,9 @@ def results_of(
         "images": confirmed[0]["images"],
         "variant": {"head": variant, "options": plan.confirmed[variant], "power": powers[variant], "ranking": best},
         "candidates": candidates(plan),
-        "screened": _rankings(Seeds(chosen), plan, plan.screened, powers),
-        "screened agreement": {head: _agreement(Seeds(chosen), head) for head in (PAPER, FROZEN, *plan.screened)},
+        "screened": _rankings(Seeds(chosen), plan, plan.screened, powers) if chosen else {},
+        "screened agreement": {head: _agreement(Seeds(chosen), head)
+                               for head in (PAPER, FROZEN, *plan.screened) if chosen},
         "rankings": _rankings(seeds, plan, plan.confirmed, powers),
         "best over": {name: seeds.difference(best, name) for name in rivals},
         "pairs": {title: [{"heads": pair, **seeds.difference(*(ranking(head, 1.0) for head in pair))}

@@ -54,16 +54,24 @@ def _about(results: Results) -> Iterator[str]:
     data, seeds = results["data"], results["seeds"]
     yield from (f"## {results['study']}", "")
     yield (
-        f"{data['train']} training images, {data['val']} validation images. {results['trunk']}. A variant was chosen "
-        f"on {data['choose']} of the training images, with trunk and heads trained on the other {data['fit']} "
-        f"(seed {_listed(seeds['choosing'])}); everything below is of validation, with trunks and heads trained on "
-        f"all training images (seeds {_listed(seeds['confirming'])}). Heads but the first were trained on the "
-        "finished trunk of the first, so that all rank the same masks."
+        f"{data['train']} training images, {data['val']} validation images. {results['trunk']}. {_choice(results)} "
+        f"everything below is of validation, with trunks and heads trained on all training images (seeds "
+        f"{_listed(seeds['confirming'])}). Heads but the first were trained on the finished trunk of the first, so "
+        "that all rank the same masks."
     )
     yield ""
     yield f"`{results['command']}`: {results['minutes']:.0f} minutes of training and evaluation, what was lost in "\
           f"interruptions not counted. {_origins(results)}"  # fmt: skip
     yield ""
+
+
+def _choice(results: Results) -> str:
+    """How the variant came about, before what is of validation."""
+    data, seeds = results["data"], results["seeds"]["choosing"]
+    if not seeds:
+        return "Nothing was chosen;"
+    return (f"A variant was chosen on {data['choose']} of the training images, with trunk and heads trained on the "
+            f"other {data['fit']} (seed {_listed(seeds)});")  # fmt: skip
 
 
 def _origins(results: Results) -> str:
@@ -91,7 +99,7 @@ def _listed(values: Sequence[int | str]) -> str:
 def _rankings(results: Results) -> Iterator[str]:
     yield from (
         "Masks ranked by class score x what the head predicts, to the power of 1 if none is named. Mask AP: mean ± "
-        "deviation over seeds; in brackets 95% intervals over images and seeds. In bold the variant that was chosen "
+        "deviation over seeds; in brackets 95% intervals over images and seeds. In bold the variant that was settled "
         "beforehand.",
         "",
     )
@@ -109,6 +117,8 @@ def _agreements(results: Results) -> Iterator[str]:
 
 def _screening(results: Results) -> Iterator[str]:
     candidates, seeds = results["candidates"], results["seeds"]["choosing"]
+    if not seeds:
+        return
     chosen = f"{', '.join(candidates)} competed" if len(candidates) > 1 else "only powers were chosen"
     over = "images and seeds" if len(seeds) > 1 else "images alone, since there is one seed"
     yield from (
@@ -165,7 +175,7 @@ def _claims(results: Results) -> Iterator[str]:
           f"{interval(known[PAPER]['pearson, all'], sign=False)}; the paper's 0.74."  # fmt: skip
     variant = results["variant"]
     product = f"class score x {'worth' if for_ap else 'MaskIoU'}^{variant['power']:g}"
-    yield f"- Chosen beforehand: {named(best)} (`{variant['options']}`, {product}). It closes "\
+    yield f"- Settled beforehand: {named(best)} (`{variant['options']}`, {product}). It closes "\
           f"{interval(rankings[best]['closed'], sign=False)}, is {interval(rankings[best]['over paper'])} AP over the "\
           f"paper's head, and its correlation is {interval(known[variant['head']]['pearson, all'], sign=False)}"\
           f"{no_maskiou}."  # fmt: skip

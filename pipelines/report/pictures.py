@@ -211,7 +211,7 @@ def described(shown: Shown, names: dict[int, str]) -> tuple[str, tuple[tuple[str
     facts: tuple[tuple[str, str], ...]
     if pick.kind == "missed":
         facts = (("best IoU of its category", f"{shown.overlaps.covered[pick.row]:.2f}"),
-                 ("mask area", f"{shown.truth.areas[pick.row]:,.0f} px"))  # fmt: skip
+                 ("area", f"{shown.truth.areas[pick.row]:,.0f} px"))  # fmt: skip
         if shown.found < 0:
             return f"Missed: {category}.", facts, "No detection touches it."
         what = names[int(found.categories[shown.found])]

@@ -182,6 +182,9 @@ def test_worth_to_ap_wants_all_detections_and_cross_entropy() -> None:
         with pytest.raises(InputError, match=r"maskiou\.goal = 'ap' .* rois=detections, tau=-1 and loss=bce"):
             dataclasses.replace(worth, **change)
     assert MaskIoUConfig().name_of(dataclasses.replace(worth, power=4.0)).endswith(",goal=ap,power=4.0")
+    strong = dataclasses.replace(worth, power=4.0)
+    assert strong.variant("goal=maskiou") == dataclasses.replace(worth, goal="maskiou")
+    assert strong.variant(strong.name_of(worth)) == worth
     assert worth.reads_evidence
     assert config.reads_evidence("detections")
     assert not config.reads_evidence("proposals")

@@ -168,8 +168,9 @@ def test_only_masks_of_that_score_are_pasted(model, batch, monkeypatch):
         return paste_and_encode(masks, *of)
 
     monkeypatch.setattr(detection_rows_module, "paste_and_encode", counted)
-    middle = float(np.median(scores))
-    for least in (middle, np.nextafter(middle, 1), np.nextafter(middle, -1), float(scores.max()), 1e30, -1e30):
+    middle = np.sort(scores)[len(scores) // 2]  # one of them, float32
+    around = [np.nextafter(middle, np.float32(to)) for to in (1, -1)]
+    for least in map(float, (middle, *around, np.nextafter(float(middle), 1), scores.max(), 1e30, -1e30)):
         pasted.clear()
         found = predict(model, images, min_score=least, batch=batch)
         assert all(same(one, all_of.above(least)) for one, all_of in zip(found, whole, strict=True))

@@ -99,7 +99,8 @@ def out_of_memory(_: Any) -> Any:
 
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize(("batch", "says"), [
-    (4, "the GPU's memory does not suffice for steps of 4 images of up to 96 x 96 pixels; give a smaller --batch"),
+    (4, "the GPU's memory does not suffice for steps of 4 images of up to 96 x 96 pixels; evaluate or predict with a "
+        "smaller --batch"),
     (1, "steps of 1 image of up to 96 x 96 pixels; end what else uses it, or use another"),
 ])  # fmt: skip
 def test_too_little_memory_is_a_line_and_no_bad_image(table, beside, batch, says):
@@ -113,5 +114,7 @@ def test_too_little_memory_of_a_process_is_a_line(ray_session, table):  # noqa: 
         return pa.Table.from_pylist(list(detected_rows(out_of_memory, DATA, CPU, 4, rows)), DETECTION_ROW)
 
     job = ray.data.from_arrow(table).map_batches(detect, batch_size=None, batch_format="pyarrow")
-    with pytest.raises(InputError, match=r"4 images of up to 96 x 96 pixels; give a smaller --batch$"):
+    with pytest.raises(
+        InputError, match=r"4 images of up to 96 x 96 pixels; evaluate or predict with a smaller --batch$"
+    ):
         list(job_rows(job))

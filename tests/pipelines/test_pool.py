@@ -57,12 +57,15 @@ def test_workers_find_their_place_again(nodes: int) -> None:
     for workers in range(1, 2 * nodes + 1):
         pool = Pool.beside([node(7)] * nodes, worker, workers, 1000)
         assert pool is not None
-        on, left = pool.most, []
-        for _ in range(nodes):  # they fill one node after another
-            here = min(on, int(6.6 / 0.8)) if pool.cpus == 0.8 else 0
-            on, left = on - here, [*left, {"CPU": 7 - 0.8 * here}]
-        assert fitting(left, worker) >= workers
-        assert pool.most >= (9 if workers < nodes else 1)
+        assert pool.avoids_gpus
+        if pool.cpus == 0.8:
+            whole, rest = divmod(pool.most, int(6.6 / 0.8))  # they fill one node after another
+            filled = [8] * whole + [rest] * (whole < nodes)
+            spread = [pool.most // nodes + (at < pool.most % nodes) for at in range(nodes)]  # or go to each in turn
+            for on in (filled, spread):
+                left = [{"CPU": 7 - 0.8 * (on[at] if at < len(on) else 0)} for at in range(nodes)]
+                assert fitting(left, worker) >= workers
+        assert pool.most >= (nodes if workers <= nodes else 1)
 
 
 def test_what_others_use_is_no_place() -> None:

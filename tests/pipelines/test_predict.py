@@ -149,7 +149,7 @@ def test_too_little_gpu_memory_is_a_line_and_fewer_images_a_step_go_on(run, here
 
     monkeypatch.setattr(MaskScoringRCNN, "forward", small)
     with pytest.raises(InputError, match=f"^the GPU's memory does not suffice for steps of 3 images of up to {SIDE} x "
-                                         f"{SIDE} pixels; give a smaller --batch$"):  # fmt: skip
+                                         f"{SIDE} pixels; evaluate or predict with a smaller --batch$"):  # fmt: skip
         predicting(run, "photos", out="out", batch=3)
     assert predicting(run, "photos", out="out", batch=2)[0] == 0
     assert {row["image_id"] for row in rows_of(here / "out")} == {1, 2, 3}

@@ -1,5 +1,6 @@
 """The order of training rows: a pure function of seed and epoch, whole epochs but for the remainder of a step."""
 
+import operator
 from collections import Counter
 
 import numpy as np
@@ -182,7 +183,8 @@ def test_what_is_stored_for_a_stream_does_not_grow_with_its_length():
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("slices", [True, False])
 def test_each_row_is_a_block_also_where_ray_data_cannot_cut_one(monkeypatch, slices):
-    monkeypatch.setattr(one_row_blocks, "SLICES", slices)
+    if not slices:
+        monkeypatch.setattr(one_row_blocks, "slices_of", operator.attrgetter("gone"))
     rows = one_row_blocks.one_row_blocks(pa.table({"number": [5, 3, 8]}))
     rows = rows.map_batches(lambda block: {"given": [block["number"].tolist()]}, batch_size=None)
     assert sorted(row["given"] for row in rows.iter_rows()) == [[3], [5], [8]]

@@ -106,6 +106,17 @@ def test_a_study_without_ablations_has_no_table_of_them():
     assert CLASS in text
 
 
+def test_a_study_in_which_nothing_is_chosen():
+    plan = replace(PLAN, choosing=(), screened={name: HEADS[name] for name in (FOREGROUND, "worth to AP")})
+    found = results(plan)
+    assert (found["variant"]["ranking"], found["screened"]) == ("worth to AP^1", {})
+    text = markdown(found)
+    assert "Nothing was chosen; everything below is of validation" in text
+    assert text.count("| **worth to AP** |") == 1
+    assert "competed" not in text
+    assert not re.search(r"\b(nan|None|inf|null)\b", text)
+
+
 def test_a_study_without_baselines_has_no_lines_of_them():
     seeds = [said(seed) for seed in PLAN.confirming]
     for seed in seeds:

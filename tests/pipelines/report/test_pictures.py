@@ -160,7 +160,7 @@ def test_pictures_show_the_image_and_say_what_the_rows_hold(made):
         assert shown.file == f"{pick.image_id}.jpg"
         if pick.kind == "missed":
             assert shown.truth
-            assert facts["mask area"] == f"{scene.truth_masks[pick.row].sum():,} px"
+            assert facts["area"] == f"{scene.truth_masks[pick.row].sum():,} px"
             continue
         order = np.argsort(-scene.detections.class_scores, kind="stable")
         detection = order[pick.row]
