@@ -199,10 +199,10 @@ def measured(
     file = config.out / MEASURED / f"{part.name}-{part.seed}.json"
     origin = origin_of(config, plan, shards)
     if file.exists():
-        value = dict(defined(json.loads(file.read_text())))
-        check_origin(file, value["origin"], origin)
-        if value["draws"] == config.draws:
-            return value
+        stored = json.loads(file.read_text())
+        check_origin(file, stored["origin"], origin)
+        if stored["draws"] == config.draws:
+            return dict(defined(stored))
     every = list(stages_of(plan))
     stages = [stage for stage in every if (stage.part, stage.seed) == part]
     done = [

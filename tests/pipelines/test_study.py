@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from msrcnn.config import DataConfig, SolverConfig
 from msrcnn.errors import InputError
 from msrcnn.presets import PRESETS, Preset
-from pipelines.study import check_folder, stages_of, study
+from pipelines.reporting import plain
+from pipelines.study import Part, check_folder, measured, stages_of, study
+from pipelines.study_data import StudyShards
 from pipelines.study_options import StudyConfig
 from pipelines.study_plan import ABLATIONS, CHOOSE, CONFIRM, FOREGROUND, STUDIES
 from pipelines.verbs import parse
-from tests.studies import PLAN
+from tests.studies import DRAWS, PLAN, said
 from tests.training_runs import SIZE, SMALL
 
 TINY = replace(PLAN, preset="tiny", counts=(20, 50))
@@ -34,8 +37,8 @@ def test_options_that_are_refused(arguments, says):
 
 
 def test_options():
-    plain = parse("study", ["quick", "--out", "studies/quick"])
-    assert (plain.name, plain.out, plain.draws, plain.gpu) == ("quick", Path("studies/quick"), 1000, False)
+    bare = parse("study", ["quick", "--out", "studies/quick"])
+    assert (bare.name, bare.out, bare.draws, bare.gpu) == ("quick", Path("studies/quick"), 1000, False)
     given = parse("study", ["coco_sample", "--out", "o", "--data", "coco", "--weights", "w.pt", "--gpu"])
     assert (given.data, given.weights, given.gpu) == (Path("coco"), "w.pt", True)
 
@@ -80,6 +83,29 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither empty nor the folder of a study; choose another --out"):
         check_folder(StudyConfig("quick", tmp_path), PLAN)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_what_a_seed_said_is_taken_as_it_is_but_for_other_data_or_weights(tmp_path, monkeypatch):
+    config, part, shards = StudyConfig("quick", tmp_path, draws=DRAWS), Part(CONFIRM, 1), StudyShards(*[tmp_path] * 4)
+    now = {"data": {"train": "aa", "val": "bb"}, "weights": None, "time": "today"}
+    monkeypatch.setattr("pipelines.study.origin_of", lambda *_: now)
+    value = said(1) | {"origin": {**now, "time": "yesterday"}}
+    value["agreement"]["paper"]["pearson, all"] = math.nan  # as where nothing was detected
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "confirm-1.json").write_text(json.dumps(plain(value)))
+    found = measured(config, PLAN, part, shards, None, pytest.fail)
+    assert math.isnan(found["agreement"]["paper"]["pearson, all"])
+    assert found["masks"] == value["masks"]
+    assert found["origin"]["time"] == "yesterday"
+    for name, other in (("weights", {"name": "w.pth"}), ("data", {"train": "aa", "val": "cc"})):
+        held = now[name]
+        now[name] = other
+        for draws in (DRAWS, DRAWS + 100):
+            with pytest.raises(
+                InputError, match=f"confirm-1.json: made with other {name} than are given; choose anoth"
+            ):
+                measured(replace(config, draws=draws), PLAN, part, shards, None, pytest.fail)
+        now[name] = held
 
 
 class Stop(Exception):
@@ -142,8 +168,8 @@ def check_against_evaluations(out: Path, results: dict) -> None:
             json.loads((out / "evaluations" / f"confirm-{seed}-{kind}" / "summary.json").read_text())
             for kind in ("paper", "heads", "plain")
         )
-        measured = json.loads((out / "measured" / f"confirm-{seed}.json").read_text())
-        masks = measured["masks"]
+        seed_says = json.loads((out / "measured" / f"confirm-{seed}.json").read_text())
+        masks = seed_says["masks"]
         assert masks["class score"]["AP at 50"] == pytest.approx(100 * paper["ap"]["mask_by_class"]["AP"])
         assert masks["paper^1"]["AP at 50"] == pytest.approx(100 * paper["ap"]["mask_by_mask"]["AP"])
         assert masks["oracle"]["AP at 50"] == pytest.approx(100 * paper["ap"]["mask_by_oracle"]["AP"])
@@ -151,7 +177,7 @@ def check_against_evaluations(out: Path, results: dict) -> None:
         for name, head in heads.items():
             ap = of_heads["heads"][head]["ap"]["mask_by_mask"]["AP"]
             assert masks[f"{name}^1"]["AP at 50"] == pytest.approx(100 * ap)
-        assert measured["detections"] == paper["detections"]
+        assert seed_says["detections"] == paper["detections"]
         assert plain["ap"]["mask_by_class"] == plain["ap"]["mask_by_mask"]
         assert results["rankings"]["paper^1"]["AP"]["seeds"][number] == masks["paper^1"]["AP"]
         assert len(masks["class score"]["draws"]) == 100
@@ -164,5 +190,7 @@ def check_again(config: StudyConfig, results: dict) -> None:
     assert not any("/10]" in line for line in lines)
     again = json.loads((config.out / "results.json").read_text())
     assert again["rankings"]["class score"]["AP"]["seeds"] == results["rankings"]["class score"]["AP"]["seeds"]
-    measured = json.loads((config.out / "measured" / "confirm-1.json").read_text())
-    assert len(measured["masks"]["class score"]["draws"]) == 120
+    seed_says = json.loads((config.out / "measured" / "confirm-1.json").read_text())
+    assert len(seed_says["masks"]["class score"]["draws"]) == 120
+    assert [origin["workers"] for origin in again["origins"]] == ["1"] * 3
+    assert again["origins"] == results["origins"]  # those of the trainings, which are the same
