@@ -41,9 +41,9 @@ Is the mask score better than the class score, and what is better still? Written
 
 Read with this in mind: data sets and networks are small enough for a laptop (ResNet-18, some hundred to a thousand
 small images), so nothing here is COCO's number. Few seeds make wide intervals. A variant and its powers were chosen on
-a part of the training images with a seed of its own, before validation was looked at. A study is there for one
-comparison: the chosen variant against the paper's head of the same schedule. All other rows are there to explain; each
-interval stands for itself, so that of twenty without a difference about one excludes 0.
+a part of the training images with a seed of its own, before validation was looked at; in `quick` nothing is chosen.
+A study is there for one comparison: the chosen variant against the paper's head of the same schedule. All other rows
+are there to explain; each interval stands for itself, so that of twenty without a difference about one excludes 0.
 """
 
 

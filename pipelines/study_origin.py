@@ -9,15 +9,13 @@ from typing import Any
 
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.pretrained import TRUNK
+from msrcnn.pretrained import TRUNK, load_weights
 from pipelines.manifest import read_manifest
 from pipelines.provenance import made
-from pipelines.run_directory import find_model
-from pipelines.storage import on_disk
 from pipelines.study_data import StudyShards
 from pipelines.study_options import StudyConfig
 from pipelines.study_plan import CONFIRM, Study
-from pipelines.train_setup import load_any_weights
+from pipelines.train_setup import local_weights
 
 MADE = ("time", "git_commit", "machine", "gpus", "version/torch")
 """What is kept of `made`."""
@@ -46,20 +44,14 @@ def weights_of(config: StudyConfig, plan: Study, shards: StudyShards) -> dict[st
         return None
     categories = [category.name for category in read_manifest(shards.train).categories]
     model = MaskScoringRCNN(replace(plan.model(CONFIRM, "plain"), num_classes=len(categories)))
-    report = load_any_weights(model, config.weights, categories)
+    with local_weights(config.weights) as path:
+        report, file = load_weights(model, path, categories), Path(path)
+        checksum = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     return {
         "name": config.weights.rstrip("/").rpartition("/")[2],
-        "sha256": checksum(config.weights),
+        "sha256": checksum,
         "missing": [name for name in report.missing if name.startswith(TRUNK)],
     }
-
-
-def checksum(weights: str) -> str | None:
-    """SHA-256 of a file, also of a run's or a remote one; None of weights that torchvision downloads by name."""
-    if "://" in weights or Path(weights).is_dir():
-        with on_disk(find_model(weights)[0]) as path:
-            return checksum(str(path))
-    return hashlib.sha256(Path(weights).read_bytes()).hexdigest() if Path(weights).is_file() else None
 
 
 def check_origin(file: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from msrcnn.config import difference, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
-from msrcnn.pretrained import TRUNK, WeightsReport, load_weights
+from msrcnn.pretrained import TRUNK, load_weights
 from msrcnn.weights import load_model
 from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
@@ -97,12 +98,14 @@ def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> 
     return pretrained_model(config.weights, job, log) if config.weights is not None else None
 
 
-def load_any_weights(model: MaskScoringRCNN, weights: str, categories: Sequence[str]) -> WeightsReport:
-    """As `load_weights`, also of a run's folder or a URL."""
+@contextmanager
+def local_weights(weights: str) -> Iterator[str]:
+    """What `load_weights` takes: a file, of a run's folder or a URL too; or torchvision's name, as it is."""
     if "://" in weights or Path(weights).is_dir():
         with on_disk(find_model(weights)[0]) as path:
-            return load_weights(model, str(path), categories)
-    return load_weights(model, weights, categories)
+            yield str(path)
+    else:
+        yield weights
 
 
 def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
@@ -111,7 +114,8 @@ def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> Mask
     model = MaskScoringRCNN(job.model)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEADS)}
     names = [name for _, _, name in job.categories]
-    report = load_any_weights(model, weights, names)
+    with local_weights(weights) as path:
+        report = load_weights(model, path, names)
     for line in report.lines():
         log(line)
     missing = [name for name in report.missing if name.startswith(HEADS)]
