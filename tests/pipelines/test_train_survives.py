@@ -54,8 +54,9 @@ def undisturbed(shards, tmp_path_factory):
 
 
 def moment(seed: int, seconds: float) -> float:
-    """Seconds after the first step at which something is killed: anywhere in the run."""
-    return random.Random(seed).uniform(0.1, 0.95) * seconds
+    """Seconds after the first step at which something is killed; not in the last third, where a run that is faster than
+    the undisturbed one may have ended."""
+    return random.Random(seed).uniform(0.1, 0.65) * seconds
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
