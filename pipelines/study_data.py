@@ -35,7 +35,7 @@ class StudyShards:
 
 
 def study_shards(out: Path, data: Path | ShapesConfig, address: str | None, log: Callable[[str], None]) -> StudyShards:
-    """Makes what is missing of the shards.
+    """Makes what is missing of the shards, and looks that those there are of this data.
 
     Args:
         out: folder of the study.
@@ -44,7 +44,7 @@ def study_shards(out: Path, data: Path | ShapesConfig, address: str | None, log:
         log: takes lines.
 
     Raises:
-        InputError: the data set is not as it should be.
+        InputError: the data set is not as it should be, or another than the shards were made of.
     """
     from pipelines.shard import shard
 
@@ -60,9 +60,8 @@ def study_shards(out: Path, data: Path | ShapesConfig, address: str | None, log:
         "val": (annotations[val], data / val),
     }
     for name, (file, images) in wanted.items():
-        folder = out / "shards" / name
-        if not (folder / "manifest.json").exists():
-            shard(ShardConfig(file, images, folder, row_group=ROW_GROUP, name=name, address=address), log)
+        # Also where it is there, so that shards of other annotations are refused.
+        shard(ShardConfig(file, images, out / "shards" / name, row_group=ROW_GROUP, name=name, address=address), log)
     return StudyShards(*(out / "shards" / name for name in ("train", "fit", "choose", "val")))
 
 

@@ -34,8 +34,8 @@ def test_another_number_changes_page_and_table(tmp_path: Path, monkeypatch: pyte
         assert f"## {name}" in results.page()
         ap[name] = value["rankings"]["class score"]["AP"]["mean"]
         assert f"\n| class score | {ap[name]:.2f} ± " in results.page()
-    assert f"\n| **nuclei**, 2 seeds |  |  |  |\n| class score | {ap['nuclei']:.1f} |" in results.readme()
-    assert f"\n| **quick**, 2 seeds |  |  |  |\n| class score | {ap['quick']:.1f} |" in results.page()
+    assert f"\n| **nuclei**, 2 seeds |  |  |  |  |  |\n| class score | {ap['nuclei']:.1f} |" in results.readme()
+    assert f"\n| **quick**, 2 seeds |  |  |  |  |  |\n| class score | {ap['quick']:.1f} |" in results.page()
     assert "quick**" not in results.readme()
     assert not list((tmp_path / "stored").rglob(".*"))
 

@@ -91,10 +91,9 @@ def test_pairs_in_the_papers_order():
     found["pairs"]["Input, Table 4"][0] |= {"mean": -0.5, **certain}
     found["pairs"]["Target, Table 5"][0] |= {"mean": 4.0, **uncertain}
     text = markdown(found)
-    assert ("Input, Table 4: 0 of 1 pairs in the paper's order (not (a), (b)); of the 1 that differ by an interval "
-            "without 0, 0.") in text  # fmt: skip
-    assert ("Target, Table 5: 1 of 1 pairs in the paper's order; of the 0 that differ by an interval without 0, "
-            "0.") in text  # fmt: skip
+    order = "pairs in the paper's order, of which chance gives half"
+    assert f"Input, Table 4: 0 of 1 {order} (not (a), (b)); of the 1 that differ by an interval without 0, 0." in text
+    assert f"Target, Table 5: 1 of 1 {order}; of the 0 that differ by an interval without 0, 0." in text
     assert "tau, Table 6: 0 of 0 pairs" in text
 
 
