@@ -150,7 +150,7 @@ def rejected_lines(manifest: Manifest) -> Iterable[str]:
     yield f"set aside when sharding: {counted}"
     path = locate(manifest.folder) / REJECTED
     if path.size() is not None:
-        rows = open_parquet(path.url).read().slice(0, REJECTED_SHOWN).to_pylist()
+        rows = open_parquet(path).read().slice(0, REJECTED_SHOWN).to_pylist()
         for row in rows:
             ids = {"image": row["image_id"], "annotation": row["annotation_id"]}
             where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from msrcnn.config import difference
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
-from pipelines.storage import ASIDE, Location, Sink, explained, open_parquet
+from pipelines.storage import ASIDE, Location, Sink, StorageError, explained, open_parquet
 
 if TYPE_CHECKING:
     from pipelines.reading import RowGroup  # which takes Ray along
@@ -163,13 +163,13 @@ def write_part(folder: Location, key: Key, table: pa.Table, origin: Origin) -> P
     """Writes the detections of a row group at once.
 
     Raises:
-        InputError: the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     try:
         with PartWriter(folder, key, origin) as part:
             part.add(table)
     except OSError as error:
-        raise InputError(
+        raise StorageError(
             f"{folder / part_name(key)}: cannot be written ({explained(error)}); put that right and give the same "
             "command again: it goes on where this one stopped"
         ) from error
@@ -179,7 +179,7 @@ def write_part(folder: Location, key: Key, table: pa.Table, origin: Origin) -> P
 def read_info(place: Location) -> tuple[Origin, PartInfo] | None:
     """What a part says of itself; None if it is damaged or no part."""
     try:
-        meta = json.loads((open_parquet(place.url).metadata.metadata or {})[META])
+        meta = json.loads((open_parquet(place).metadata.metadata or {})[META])
         if meta["version"] != VERSION:
             return None
         return Origin(**meta["origin"]), PartInfo(**meta["part"])

@@ -113,7 +113,7 @@ def read_one(url: str, digest: str, turn: int) -> str | None:
             return f"{locate(url)}: another {MANIFEST} than the driver's"
         if manifest.parts:
             part = manifest.parts[turn % len(manifest.parts)]
-            rows = open_parquet((locate(url) / part.file).url).metadata.num_rows
+            rows = open_parquet(locate(url) / part.file).metadata.num_rows
             if rows != part.rows:
                 return f"{locate(url) / part.file}: {rows} rows, the manifest says {part.rows}"
     except InputError as error:

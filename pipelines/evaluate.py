@@ -22,7 +22,7 @@ from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, mark, 
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, score_all
 from pipelines.storage import Location, exclusively, locate, on_disk
-from pipelines.tracking import Tracker, absolute
+from pipelines.tracking import Tracker, absolute, here
 
 
 def other_categories(known: Sequence[str], manifest: Manifest) -> str:
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     origin = origin_of(weights, manifest, config.shards)
     mark(out)  # fails before anything is noted elsewhere
     given = absolute(config.tracking) if config.tracking else None
-    joined = record if record and given in (None, record.mlflow_address) else None
+    joined = record if record and given in (None, record.mlflow_address) and here(record.mlflow_address) else None
     with exclusively(out, "evaluating into"):
         tracker = Tracker(
             joined.mlflow_address if joined else config.tracking, config.experiment,
@@ -82,7 +82,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
             made_from = {"model": str(weights), "seconds": seconds}
             summary = report(evaluated, scores, config, out, made_from, log)
         except BaseException:
-            tracker.close("FINISHED" if joined else "FAILED")  # the training that the run belongs to did not fail
+            tracker.close("FAILED")
             raise
         finish(tracker, weights, manifest, summary, out, log)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")

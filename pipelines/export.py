@@ -47,7 +47,7 @@ def export(config: ExportConfig, log: Callable[[str], None] = print) -> None:
         segm, bbox = ListWriter(segm_sink), ListWriter(bbox_sink)
         for info, group in zip(stored.parts, groups, strict=True):
             sizes = shard_images([group])
-            found = images_of(open_parquet((stored.folder / part_name(info.key)).url).read())
+            found = images_of(open_parquet(stored.folder / part_name(info.key)).read())
             for image_id, detections in found.items():
                 size = [sizes[image_id].height, sizes[image_id].width]
                 segm.add(mask_results(detections, size, source, config.score))

@@ -98,7 +98,7 @@ class TrainingOptions:
     """CPUs that a worker reserves; 0: a little less than half a CPU, or than a whole one with --gpu, for readers need
     some too"""
     threads: int = 0
-    """CPU threads a worker computes with; 0: this machine's cores divided by the workers"""
+    """CPU threads a worker computes with; 0: the cores that this process may use, divided by the workers"""
     compile: bool = False
     """compile the network (torch.compile)"""
     checkpoint_minutes: float = 15.0

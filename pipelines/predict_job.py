@@ -28,7 +28,7 @@ from pipelines.gpu_memory import stated_memory
 from pipelines.overlay import Overlay
 from pipelines.predict_inputs import Source
 from pipelines.predict_rows import Rows
-from pipelines.storage import Location, explained, locate, on_disk
+from pipelines.storage import Location, StorageError, check_seen, explained, locate, on_disk
 from pipelines.video import Frame, Video, VideoWriter, file_for
 
 LEAST_IMAGES, MOST_IMAGES, MANY_PARTS = 32, 512, 1000
@@ -117,7 +117,8 @@ class Predictor:
             seen: is told how many images more are done, as they are.
 
         Raises:
-            InputError: something cannot be written, or the GPU's memory does not suffice for a step.
+            StorageError: something cannot be written, or the storage that is read from fails.
+            InputError: the GPU's memory does not suffice for a step, or this node does not see an input's folder.
         """
         stored = PartWriter(self.job.out / PARTS, (part.number, 0), self.job.origin)
         try:
@@ -130,8 +131,8 @@ class Predictor:
                 drawing.finish()
                 rows.finish()
         except OSError as error:
-            raise InputError(f"{self.job.out}: cannot be written ({explained(error)}); put that right and give the "
-                             "same command again to go on") from error  # fmt: skip
+            raise StorageError(f"{self.job.out}: cannot be written ({explained(error)}); put that right and give the "
+                               "same command again to go on") from error  # fmt: skip
         return stored.info
 
     def _predictions(
@@ -172,7 +173,10 @@ class Predictor:
     def _video(self, source: Source, rows: Rows, seen: Callable[[int], None]) -> None:
         try:
             video = Video(source.place)
+        except StorageError:
+            raise
         except InputError as error:
+            check_seen(source.place.parent)
             rows.failed(source, str(error))
             seen(1)
             return
@@ -209,14 +213,24 @@ class Predictor:
 
 
 def read_image(source: Source) -> Image.Image | ImageError:
-    """The image as upright RGB, or why it cannot be used."""
+    """The image as upright RGB, or why it cannot be used.
+
+    Raises:
+        StorageError: the storage fails, which is not the image's fault.
+        InputError: this node does not see the image's folder.
+    """
     name = str(source.place)
     try:
         return decode_unstated(source.place.read(), name)
     except ImageError as error:
         return error
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
+        check_seen(source.place.parent)  # the driver found the file
         return ImageError(name, Reason.IMAGE_MISSING, f"cannot be read ({explained(error)})", "give another file")
+    except OSError as error:
+        raise StorageError(
+            f"{name}: cannot be read ({explained(error)}); give the same command again to go on"
+        ) from error
 
 
 class Held(Generic[Item]):

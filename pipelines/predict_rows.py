@@ -142,7 +142,7 @@ def _tables(folder: Location, infos: Sequence[PartInfo]) -> Iterator[pa.Table]:
     """The parts' row groups in order, image ids counted from 1 over all of them."""
 
     def begun(info: PartInfo) -> tuple[pq.ParquetFile, pa.Table]:
-        file = open_parquet((folder / part_name(info.key)).url)
+        file = open_parquet(folder / part_name(info.key))
         return file, file.read_row_group(0)
 
     before = 1

@@ -98,7 +98,7 @@ def read_part(group: RowGroup, folder: Location) -> tuple[list[ImageTruth], dict
     """
     truths = truths_of(open_parquet(group.path).read_row_group(group.index, columns=TRUTH_COLUMNS))
     place = folder / part_name(key_of(group))
-    found = images_of(open_parquet(place.url).read())
+    found = images_of(open_parquet(place).read())
     if unknown := found.keys() - {truth.image_id for truth in truths}:
         raise InputError(f"{place}: image {min(unknown)} is not in the shards' row group; give the shards that the "
                          "detections were made from")  # fmt: skip
@@ -222,8 +222,9 @@ def score_all(
         InputError: from `score_part`, or a task was lost again and again.
     """
     log(f"scoring the detections on {manifest.rows} images")
-    # By default what a trial of Ray Tune starts must fit into the trial's own reservation.
-    options: dict[str, Any] = {"num_cpus": cpus, "scheduling_strategy": "DEFAULT"}
+    # By default what a trial of Ray Tune starts must fit into the trial's own reservation. Nodes that go away, as spot
+    # ones do, cost a task as many tries as it takes; errors of its own are raised at once.
+    options: dict[str, Any] = {"num_cpus": cpus, "scheduling_strategy": "DEFAULT", "max_retries": -1}
     score_task, join_task = ray.remote(**options)(_score_task), ray.remote(**options)(_join_task)
     shared = detections.folder, categories_of(manifest), detections.origin.heads
     leaves = {score_task.remote(group, *shared): group.rows for group in groups}

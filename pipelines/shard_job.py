@@ -15,12 +15,11 @@ from msrcnn.data.coco import ImageRecord, read_instance
 from msrcnn.data.corrections import believed
 from msrcnn.data.decoding import ImageError, decode_image
 from msrcnn.data.rejected import AnnotationError, Reason, Rejected
-from msrcnn.errors import InputError
 from pipelines.manifest import Part
 from pipelines.part_records import Corrected, PartRecord, pack_record, shard_name, write_record
 from pipelines.schema import INSTANCE, SHARD_ROW, ShardMeta
 from pipelines.shard_plan import losing
-from pipelines.storage import Location, explained
+from pipelines.storage import Location, StorageError, check_seen, explained
 
 ROW_GROUP_BYTES = 64 * 2**20
 """A row group ends early at this size: it bounds a task's memory when the images are large."""
@@ -85,7 +84,8 @@ def write_shard(shard: int, payload: bytes, job: WriteJob) -> PartRecord:
         job: everything else.
 
     Raises:
-        InputError: the storage of images or shards fails for another reason than a missing image.
+        StorageError: the storage of images or shards fails for another reason than a missing image.
+        InputError: this node does not see the images.
     """
     records = [ImageRecord(i, name, h, w, tuple(found)) for i, name, h, w, found in json.loads(payload)]
     notes = Notes()
@@ -95,7 +95,7 @@ def write_shard(shard: int, payload: bytes, job: WriteJob) -> PartRecord:
         record = PartRecord(job.plan, shard, len(records), part, tuple(notes.rejected), notes.corrected)
         write_record(job.out, record)
     except OSError as error:
-        raise InputError(
+        raise StorageError(
             f"{path}: cannot be written ({explained(error)}); put that right and give the same command again: it goes "
             "on where this one stopped"
         ) from error
@@ -107,7 +107,7 @@ def _rows(records: Sequence[ImageRecord], job: WriteJob, notes: Notes) -> Iterat
     numbers = {category.source_id: category.number for category in job.meta.categories}
     for record in records:
         try:
-            image = _read_image(job.images / record.file_name, record)
+            image = _read_image(job.images, record)
         except ImageError as error:
             notes.rejected.append(
                 Rejected(error.reason, f"{record.file_name}: {error.detail}{losing(record)}", record.image_id)
@@ -123,19 +123,22 @@ def _rows(records: Sequence[ImageRecord], job: WriteJob, notes: Notes) -> Iterat
         }
 
 
-def _read_image(path: Location, record: ImageRecord) -> bytes:
+def _read_image(images: Location, record: ImageRecord) -> bytes:
     """The encoded bytes of an image that can be decoded and has the stated size.
 
     Raises:
         ImageError: it is not there, may not be read, or cannot be used.
-        InputError: the storage fails. That is not the image's fault, so it is not set aside.
+        StorageError: the storage fails. That is not the image's fault, so it is not set aside.
+        InputError: this node does not see the folder of the images.
     """
+    path = images / record.file_name
     try:
         image = path.read()
     except (FileNotFoundError, PermissionError) as error:
+        check_seen(images)  # what was missing when the plan was made is not in it
         raise ImageError(str(path), Reason.IMAGE_MISSING, explained(error), "") from error
     except OSError as error:
-        raise InputError(
+        raise StorageError(
             f"{path}: cannot be read ({explained(error)}); give the same command again to go on where it stopped"
         ) from error
     with warnings.catch_warnings():

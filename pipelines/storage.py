@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
 import tempfile
 import uuid
 from collections import defaultdict
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,6 +43,10 @@ PLAIN = "/:@!$&'()*+,;="
 """Beside letters and digits, what a URL's path may hold as it is (RFC 3986, section 3.3)."""
 ASIDE = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{12}")
 """Under what name a file is written before it is renamed."""
+
+
+class StorageError(InputError):
+    """A storage failed, which is no fault of the file that was to be read or written: the next try may succeed."""
 
 
 @dataclass(frozen=True)
@@ -263,11 +269,26 @@ def exclusively(folder: Location, doing: str, option: str = "--out") -> Iterator
         os.close(descriptor)
 
 
-def open_parquet(url: str) -> pq.ParquetFile:
-    """The Parquet file behind a local path or a URL, as `Manifest.paths` gives them."""
-    place = locate(url)
+def open_parquet(place: Place) -> pq.ParquetFile:
+    """The Parquet file at a place; `Manifest.paths` gives URLs of such."""
+    place = _in_folder(place) if isinstance(place, str) else locate(place)
     remote = not isinstance(place.filesystem, fs.LocalFileSystem)
     return pq.ParquetFile(place.open(), pre_buffer=remote)  # which asks for all columns of a row group at once
+
+
+def _in_folder(url: str) -> Location:
+    """As `locate`, but files of a folder share its file system: a new one brings its own connections and asks anew who
+    we are, and a data set has thousands of shards."""
+    base, mark, options = url.partition("?")
+    folder, _, name = base.rpartition("/")
+    if "://" not in folder or "%" in name or "/" in options:  # a name as it is written, options as Arrow has them
+        return locate(url)
+    return _located(folder + mark + options) / name
+
+
+@lru_cache(maxsize=64)
+def _located(folder: str) -> Location:
+    return locate(folder)
 
 
 def without_password(text: str) -> str:
@@ -327,6 +348,17 @@ def sizes_in(folder: Location, names: Iterable[str]) -> dict[str, int]:
         for part in pool.map(found, by_parent):
             merged |= part
     return merged
+
+
+def check_seen(folder: Location) -> None:
+    """For where a file in a folder that the driver listed is missing on a node.
+
+    Raises:
+        InputError: all of the folder is, so that the file may well be there.
+    """
+    if not folder.is_folder():
+        raise InputError(f"{folder}: node {socket.gethostname()} does not see it; give a path that every node sees, or "
+                         "a URL")  # fmt: skip
 
 
 def explained(error: OSError) -> str:

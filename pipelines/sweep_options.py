@@ -48,7 +48,7 @@ class SweepConfig(TrainingOptions):
     seeds: tuple[int, ...] = (0,)
     """train every trial once for each of these"""
     concurrent: int = 0
-    """trials at a time; 0: as many as the cluster has room for"""
+    """trials at a time; 0: as many as the cluster has room for, without GPUs a core for each thread of --threads"""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
     """names of the settings above (preset, model.*, solver.*, data.*) that go before those of the spaces: those that
     the command line names"""

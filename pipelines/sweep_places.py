@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+
 import ray
 
 from msrcnn.errors import InputError
@@ -11,11 +14,12 @@ from pipelines.reading import READER_CPUS, READERS
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_plan import Plan
 from pipelines.sweep_tune import TRIAL_CPUS
-from pipelines.train_setup import check_resources, worker_resources
+from pipelines.train_setup import check_resources, threads_of, worker_resources
 
 
 def places(config: SweepConfig, plan: Plan) -> int:
-    """How many trials run at a time.
+    """How many trials run at a time: as many as were asked for; else those that the cluster holds, and without GPUs
+    no more than it has a processor for each thread of, which Ray does not count.
 
     Raises:
         InputError: the cluster does not hold one trial, or not as many as were asked for.
@@ -23,12 +27,19 @@ def places(config: SweepConfig, plan: Plan) -> int:
     train = plan.examples()[0].train
     check_resources(train)
     share = share_of(train)
-    room = int(min(ray.cluster_resources().get(name, 0) / need for name, need in share.items()) + 1e-9)
+    room = room_for(share)
     if config.concurrent > max(room, 1):
         raise InputError(f"--concurrent {config.concurrent}: a trial needs {share}, the Ray cluster has "
                          f"room for {max(room, 1)}; ask for fewer, lower --workers or --cpus, or join another "
                          "--address")  # fmt: skip
-    return config.concurrent or max(room, 1)
+    computing = {} if train.gpu else {"CPU": float(train.worker_range[1] * threads_of(train))}
+    return config.concurrent or max(1, min(room, room_for(computing)))
+
+
+def room_for(share: Mapping[str, float]) -> int:
+    """How many times the cluster has as much."""
+    cluster = ray.cluster_resources()
+    return int(min((cluster.get(name, 0) / need for name, need in share.items()), default=sys.maxsize) + 1e-9)
 
 
 def share_of(train: TrainConfig) -> dict[str, float]:

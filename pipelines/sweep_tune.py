@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from pipelines.trial import (
     write_result,
 )
 from tune_spaces.definition import Range, Space
+from tune_spaces.settings import typed
 
 TRIAL = "trial"
 """The only parameter of trials that are known beforehand: the name."""
@@ -162,7 +163,9 @@ def _search_algorithm(plan: Plan, seen: Mapping[str, Trial], out: Location) -> S
 
     assert plan.search is not None
     found = {name: read_result(out, name) for name in seen}
-    known = [(dict(seen[name].settings), value[AP]) for name, value in found.items() if value and value[AP] is not None]
+    # From JSON, where tuples are lists: Optuna looks its choices up by value.
+    known = [({key: typed(key, of) for key, of in seen[name].settings.items()}, value[AP])
+             for name, value in found.items() if value and value[AP] is not None]  # fmt: skip
     return OptunaSearch(
         space=_domains(plan.search), metric=AP, mode="max", seed=plan.maker.config.seeds[0] + len(seen),
         points_to_evaluate=[settings for settings, _ in known] or None,
@@ -257,7 +260,8 @@ def watched(out: Location, number: int, done: int, log: Callable[[str], None]) -
 
     def watch() -> None:
         while not ended.wait(LOOK_SECONDS):
-            look()
+            with suppress(OSError):  # a storage that does not answer: look again
+                look()
 
     thread = threading.Thread(target=watch, daemon=True, name="sweep")
     thread.start()

@@ -101,6 +101,11 @@ def absolute(address: str) -> str:
     return f"{SQLITE}{database}"
 
 
+def here(address: str) -> bool:
+    """Whether a run's MLflow can be reached from this machine: a server, or a SQLite file that there is."""
+    return not address.startswith(SQLITE) or Path(address.removeprefix(SQLITE)).exists()
+
+
 def resolved(address: str | None) -> str:
     """The address that is meant: as given, MLFLOW_TRACKING_URI, or a SQLite file in this folder; valid in every folder.
 
@@ -144,6 +149,7 @@ class Tracker:
         for name, level in QUIET.items():
             logging.getLogger(name).setLevel(level)
         self.address = resolved(address)
+        self.ours = run_id is None
         if run_id:
             self.run_id = run_id
             return
@@ -240,14 +246,20 @@ class Tracker:
         return self.client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{self.run_id}'{wanted}")
 
     def reopen(self) -> None:
-        """Says that a continued run goes on."""
+        """Says that a continued run goes on; it is ours to end from then on."""
         self.client.update_run(self.run_id, status="RUNNING")
+        self.ours = True
 
     def end(self, status: str = "FINISHED") -> None:
-        """Says that the run has ended: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """Says that the run has ended: FINISHED, FAILED or KILLED. When is not changed if that is known already."""
+        if self.client.get_run(self.run_id).info.status != status:
+            self.client.set_terminated(self.run_id, status)
 
     def close(self, status: str = "FINISHED") -> None:
-        """`end`, if it can be said: a server that is gone must not hide why the run ends."""
-        with contextlib.suppress(Exception):
-            self.end(status)
+        """`end` of a run that is ours, if it can be said: a server that is gone must not hide why the run ends.
+
+        One that others began, as an evaluated training, ends when they say so.
+        """
+        if self.ours:
+            with contextlib.suppress(Exception):
+                self.end(status)

@@ -70,7 +70,7 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         steps,
         min(total, config.max_steps or total),
         at_once,
-        config.threads or max(1, (os.cpu_count() or 1) // most),
+        threads_of(config),
         config.compile,
         60 * config.checkpoint_minutes,
         run.url,
@@ -85,6 +85,13 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         "from_checkpoint": config.from_checkpoint,
     }
     return job, settings
+
+
+def threads_of(config: TrainConfig) -> int:
+    """CPU threads of a worker; without a wish its share of the processors that this process may use."""
+    _, most = config.worker_range
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.threads or max(1, here // most)
 
 
 def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN | None:

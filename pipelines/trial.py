@@ -15,6 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +28,8 @@ from pipelines.storage import Location, locate
 
 RUNS, EVALUATIONS, RESULTS, SETTINGS = "runs", "evaluations", "results", "settings"
 TEST_DEV, LOGS = "test_dev", "logs"
-LOOK_SECONDS = 0.5
-"""How often the numbers of a training's validations are looked for."""
+LOOK_SECONDS = 5.0
+"""How often the numbers of a training's validations are looked for; behind a URL each look is a request."""
 AP = "AP"
 """What Tune knows a trial by: mask AP as the trial ranks its masks."""
 EPOCH = "epoch"
@@ -143,22 +144,31 @@ def _beside(work: Callable[[], object], run: Location, config: TrainConfig, repo
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
         if config.validation is not None:
-            for epoch, ap in validations(run, config.solver.epochs)[told:]:
+            new: list[tuple[int, float]] = []
+            with suppress(OSError):  # a storage that does not answer: look again
+                new = validations(run, config.solver.epochs, told)
+            for epoch, ap in new:
                 told += 1
                 report({AP: ap, EPOCH: epoch})
     if failed:
         raise failed[0]
 
 
-def validations(run: Location, epochs: int) -> list[tuple[int, float]]:
-    """Epoch and mask AP by mask score, in percent, after each epoch but the last, whose numbers are the outcome."""
-    numbers = []
-    for name in sorted((run / VALIDATION).list()):
-        if name.endswith(".json"):
-            value = json.loads((run / VALIDATION / name).read())
-            ap = value.get("validation/mask_by_mask/AP")
-            numbers.append((int(value["step"]), math.nan if ap is None else 100 * ap))
-    return [(number, ap) for number, (_, ap) in enumerate(numbers, start=1) if number < epochs]
+def validations(run: Location, epochs: int, told: int = 0) -> list[tuple[int, float]]:
+    """Epoch and mask AP by mask score, in percent, after each epoch but the last, whose numbers are the outcome.
+
+    Args:
+        run: directory of the training.
+        epochs: that it has in all.
+        told: epochs from the first on that are not asked for.
+    """
+    names = sorted(name for name in (run / VALIDATION).list() if name.endswith(".json"))
+    found = []
+    for epoch, name in enumerate(names[: epochs - 1], start=1):
+        if epoch > told:
+            ap = json.loads((run / VALIDATION / name).read()).get("validation/mask_by_mask/AP")
+            found.append((epoch, math.nan if ap is None else 100 * ap))
+    return found
 
 
 def _measure(trial: Trial, log: Callable[[str], None]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from msrcnn.errors import InputError
 from pipelines.manifest import written_aside
-from pipelines.storage import Location, locate, without_password
+from pipelines.storage import Location, StorageError, explained, locate, without_password
 
 UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 """What turns a frame upright whose rotation, counted against the clock, is this many degrees."""
@@ -74,13 +74,22 @@ class Video:
         broken: why reading ended before the end; empty if it did not.
 
     Raises:
+        StorageError: the storage behind a URL fails.
         InputError: the file cannot be opened, or holds no video.
     """
 
     def __init__(self, place: Location) -> None:
         self._av = video_library()
         try:
-            self._container = self._av.open(str(place.local) if place.local is not None else place.open())
+            file = str(place.local) if place.local is not None else place.open()
+        except FileNotFoundError as error:
+            raise InputError(f"{place}: not a readable video ({explained(error)}); replace or remove it") from None
+        except OSError as error:
+            raise StorageError(
+                f"{place}: cannot be read ({explained(error)}); give the same command again to go on"
+            ) from error
+        try:
+            self._container = self._av.open(file)
         except (OSError, self._av.FFmpegError) as error:
             raise InputError(f"{place}: not a readable video ({_reason(error)}); replace or remove it") from None
         if not self._container.streams.video:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import LEAST_IMAGES, PARTS, PredictJob, Predictor, parts_of
 from pipelines.predict_options import PredictConfig
 from pipelines.schema import PREDICTION_ROW
-from pipelines.storage import locate
+from pipelines.storage import StorageError, locate
 from tests.commands import ROOT
 from tests.object_store import object_store
 from tests.predicting import (
@@ -197,6 +198,23 @@ def test_images_of_all_kinds_and_those_that_cannot_be_used(run, model, here):
     with Image.open(overlays / "phone.jpg") as image:
         assert image.size == (64, SIDE)
         assert image.getexif().get(0x0112, 1) == 1
+
+
+def test_a_storage_that_fails_costs_no_image(run, here):
+    """A network that is away for a minute would otherwise cost a thousand, for good."""
+    (here / "odd.png").mkdir()  # reading it fails, and not because it is missing
+    write_image(here / "photos" / "a.png", 0)
+    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2)
+    (job.out / PARTS).make_folder()
+    predictor = Predictor(job, torch.device("cpu"))
+    (part,) = parts_of(find_sources(["photos"], job.out))
+    failing = replace(part, sources=(Source(str(here), "odd.png", "odd.png"), *part.sources))
+    with pytest.raises(StorageError, match=r"odd\.png: cannot be read \(.*irectory.*\); give the same command again"):
+        predictor.run(failing)
+    (here / "photos").rename(here / "elsewhere")
+    with pytest.raises(InputError, match=r"photos: node \S+ does not see it; give a path that every node sees"):
+        predictor.run(part)
+    assert files_in(here / "out") == []
 
 
 def test_nothing_usable_leaves_nothing(run, here):

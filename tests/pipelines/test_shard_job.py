@@ -230,3 +230,12 @@ def test_storage_that_fails_while_reading_sets_nothing_aside(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"a.png: cannot be read \(.*irectory.*\); give the same command again"):
         write_shard(0, pack([ImageRecord(1, "a.png", *SIZE, ())]), job)
     assert files_of(tmp_path / "out") == []
+
+
+def test_a_node_that_does_not_see_the_images_sets_nothing_aside(tmp_path: Path) -> None:
+    """The plan has only images that the driver found; one node without the mount would cost all that it gets."""
+    job = job_in(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"images: node \S+ does not see it; give a path that every node sees"):
+        write_shard(0, pack([ImageRecord(1, "a.png", *SIZE, ())]), job)
+    assert files_of(tmp_path / "out") == []

@@ -14,6 +14,7 @@ import pytest
 from pyarrow import fs
 
 from msrcnn.errors import InputError
+from pipelines import storage
 from pipelines.storage import Location, exclusively, explained, locate, open_parquet, sizes_in
 
 
@@ -180,6 +181,22 @@ def test_parquet_behind_a_path_and_a_url(tmp_path: Path) -> None:
     (locate(f"memory:/{tmp_path}") / "b").write((tmp_path / "a b.parquet").read_bytes())
     for url in (str(tmp_path / "a b.parquet"), f"memory:/{tmp_path}/b"):
         assert open_parquet(url).read() == table
+
+
+def test_shards_of_a_folder_share_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    names = [*(f"shard-{i:05d}.parquet" for i in range(5)), "50% #1?.parquet"]
+    for i, name in enumerate(names):
+        pq.write_table(pa.table({"x": [i]}), tmp_path / name)
+    resolved: list[str] = []
+    resolve = storage._resolve
+    monkeypatch.setattr(storage, "_resolve", lambda url: resolved.append(url) or resolve(url))
+    urls = [(locate(f"file://{tmp_path}") / name).url for name in names]
+    resolved.clear()
+    for _ in range(2):
+        assert [open_parquet(url).read()["x"].to_pylist() for url in urls] == [[i] for i in range(6)]
+    assert resolved == [f"file://{tmp_path}", urls[-1], urls[-1]]  # the odd name by itself
 
 
 def test_one_process_at_a_time(tmp_path):

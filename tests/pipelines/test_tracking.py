@@ -9,7 +9,7 @@ from msrcnn.errors import InputError
 from pipelines.job_environment import SUBMITTED
 from pipelines.outbox import Outbox
 from pipelines.provenance import provenance
-from pipelines.tracking import COMMIT_TAG, Point, Tracker, flatten, resolved
+from pipelines.tracking import COMMIT_TAG, Point, Tracker, flatten, here, resolved
 from tests.mlflow_server import free_port
 
 
@@ -27,12 +27,18 @@ def test_a_run_is_written_continued_and_read_back(tmp_path):
     tracker.artifact(tmp_path / "note.txt", "notes")
     tracker.close()
 
+    client = MlflowClient(address)
+    ended = client.get_run(tracker.run_id).info.end_time
     again = Tracker(address, "study", run_id=tracker.run_id)
     again.metrics({"gain/AP": 0.5})
+    again.close("FAILED")  # others' run
+    again.end("FINISHED")
+    assert client.get_run(tracker.run_id).info.end_time == ended
+    again.reopen()
     again.close("FAILED")
 
-    client = MlflowClient(address)
     run = client.get_run(tracker.run_id)
+    assert run.info.end_time > ended
     assert run.info.status == "FAILED"
     assert run.info.run_name == "first"
     assert run.data.params["model.levels"] == "(4, 5)"
@@ -43,6 +49,14 @@ def test_a_run_is_written_continued_and_read_back(tmp_path):
     assert [f.path for f in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
     assert (tmp_path / "sub" / "mlartifacts").is_dir()
     assert Tracker(address, "study").client.get_experiment_by_name("study") is not None
+
+
+def test_whether_an_mlflow_is_here(tmp_path):
+    address = f"sqlite:///{tmp_path}/mlflow.db"
+    assert not here(address)  # of another machine
+    Tracker(address, "study")
+    assert here(address)
+    assert here("http://elsewhere:5000")
 
 
 @pytest.mark.parametrize("address", ["sqlite:////proc/no/such/place.db", "nonsense://x", "sqlite://", "sqlite:///."])
