@@ -18,7 +18,7 @@ from pipelines.options import EvaluateConfig
 from pipelines.pool import Pool
 from pipelines.progress import duration
 from pipelines.reading import RowGroup, row_groups
-from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, mark, report
+from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, finished, mark, report
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, score_all
 from pipelines.storage import Location, exclusively, locate, on_disk
@@ -48,6 +48,22 @@ def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
                          "use a model that was trained for this data set")  # fmt: skip
     heads = list(checkpoint.model.config.heads)
     return Origin(checksum, manifest.fingerprint, {"rows": VERSION, "heads": heads})
+
+
+def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) -> None:
+    """`msrcnn evaluate`: as `evaluate`, but nothing to do where the folder holds what it would compute.
+
+    A scheduler that gives the command of a finished job again, as RayJobs and Slurm may, learns that all is well.
+    """
+    out = locate(config.out)
+    made_from = finished(out)
+    if made_from is not None:
+        with on_disk(find_model(config.model)[0]) as path:
+            wanted = (sha256_of(path), read_manifest(config.shards).fingerprint)
+        if made_from == wanted:
+            log(f"{out}: holds the numbers of this model on these shards, nothing to do")
+            return
+    evaluate(config, log)
 
 
 def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summary:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,6 +75,15 @@ def check_output(out: Location) -> None:
         raise InputError(f"{out}: already holds an evaluation; choose another --out or delete it")
     if held:
         raise InputError(f"{out}: is not empty; choose another --out")
+
+
+def finished(out: Location) -> tuple[str, str] | None:
+    """The SHA-256 of the model and the fingerprint of the shards that the numbers of a finished evaluation are of."""
+    with suppress(OSError, ValueError, KeyError):
+        if (out / UNFINISHED).size() is None:
+            summary = json.loads((out / SUMMARY).read())
+            return str(summary["model_sha256"]), str(summary["shards"])
+    return None
 
 
 def mark(out: Location) -> None:

@@ -47,7 +47,7 @@ VERBS = {
     ),
     "evaluate": Verb(
         "detect on shards, store the detections, compute every number", "pipelines.options:EvaluateConfig",
-        "pipelines.evaluate:evaluate",
+        "pipelines.evaluate:evaluate_once",
     ),
     "score": Verb(
         "compute every number from stored detections or COCO results", "pipelines.scoring_options:ScoreConfig",

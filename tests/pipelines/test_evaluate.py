@@ -98,7 +98,7 @@ def test_a_part_for_each_row_group_says_what_it_is_of(undisturbed, folder):
 
 
 def test_the_same_command_computes_only_what_is_missing(undisturbed, config, interrupted):
-    from pipelines.evaluate import evaluate
+    from pipelines.evaluate import evaluate, evaluate_once
 
     (interrupted / "part-00000-0001.parquet").unlink()
     (interrupted / "part-00000-0002.parquet").write_bytes(b"cut")
@@ -116,6 +116,12 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     assert {row["image_id"] for row in ours.rows} == {row["image_id"] for row in whole.rows}
     with pytest.raises(InputError, match="already holds an evaluation"):
         evaluate(config)
+    evaluate_once(config, lines.append)
+    assert lines[-1] == f"{config.out}: holds the numbers of this model on these shards, nothing to do"
+    assert {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()} == after
+    write_model(config.out.parent / "other.pt", config.shards, seed=1)
+    with pytest.raises(InputError, match="already holds an evaluation"):  # of another model
+        evaluate_once(replace(config, model=config.out.parent / "other.pt"), lines.append)
 
 
 def test_parts_of_another_model_or_data_set_are_refused(folder, config, interrupted, tmp_path):
