@@ -2,13 +2,14 @@
 
 Four kinds are told apart by the names in them: a checkpoint of `msrcnn.weights`, a torchvision Mask R-CNN (today's
 names and those of its published file), a torchvision ResNet, and such a ResNet in part or with BatchNorm folded in.
+torchvision's may be a state_dict by itself or one that a training script stored beside its optimizer's.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ FRAMEWORKS = {
     "MMDetection": ("rpn_head.", "roi_head."),
 }
 """How names begin in the files of others."""
+NESTED = ("model", "model_state_dict", "state_dict")
+"""Where training scripts keep a model's state_dict beside an optimizer's; torchvision's own in `model`."""
+WRAPPER = "module."
+"""What DistributedDataParallel puts before each name."""
 OF_A_CLASS = ("box.score.", "box.deltas.", "mask.logits.", "maskiou.iou.")
 """Weights whose number follows from that of the categories."""
 SHOWN = 6
@@ -125,14 +130,38 @@ def _read(source: str) -> tuple[dict[str, Tensor], tuple[MaskIoUConfig, ...]]:
             raise InputError(f"{source}: cannot be downloaded ({reason}); give the file {weights.url}") from None
     _check_file(Path(source))
     value = read_plain(Path(source), "weights")
-    if framework := _framework(value):
+    if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
+        return _tensors(value["weights"]), _heads_of(value.get("model"))
+    return _state_dict(source, value), ()
+
+
+def _state_dict(source: str, value: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of another program's model by name: what `value` has by itself, or the one state_dict in it.
+
+    Raises:
+        InputError: there are several, or none, or they are of a program whose models have no place here.
+    """
+    nested = [key for key in NESTED if isinstance(value.get(key), dict) and value[key]]
+    nested = [key for key in nested if all(isinstance(tensor, Tensor) for tensor in value[key].values())]
+    if len(nested) > 1:
+        raise InputError(f"{source}: holds tensors in {' and in '.join(map(repr, nested))}; save the ones that are "
+                         "meant by themselves")  # fmt: skip
+    state = _tensors(value[nested[0]] if nested else value)
+    if not state:
+        held = ", ".join(repr(str(key)) for key in value) or "nothing"
+        raise InputError(f"{source}: holds no tensors by name, neither by itself nor in {', '.join(map(repr, NESTED))} "
+                         f"(it holds {held[:120]}); save the model's state_dict by itself")  # fmt: skip
+    if all(name.startswith(WRAPPER) for name in state):
+        state = {name.removeprefix(WRAPPER): tensor for name, tensor in state.items()}
+    if framework := _framework(state):
         raise InputError(f"{source}: weights of {framework}, whose layers have other names and partly other forms; "
                          "give a torchvision Mask R-CNN or ResNet, or `msrcnn score` that detector's COCO results"
                          )  # fmt: skip
-    heads: tuple[MaskIoUConfig, ...] = ()
-    if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
-        heads, value = _heads_of(value.get("model")), value["weights"]
-    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}, heads
+    return state
+
+
+def _tensors(value: dict[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
 
 
 def _check_file(path: Path) -> None:
@@ -147,12 +176,10 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path}: a pickle, which may run code when it is read; give a file that torch.save wrote")
 
 
-def _framework(value: dict[str, Any]) -> str:
-    """Which other program wrote the weights, by the names in them; empty if none that we know."""
-    nested = value.get("model") or value.get("state_dict")
-    names = list(nested if isinstance(nested, dict) else value)
+def _framework(names: Iterable[str]) -> str:
+    """Which other program wrote weights of these names; empty if none that we know."""
     for framework, beginnings in FRAMEWORKS.items():
-        if any(isinstance(name, str) and name.startswith(beginnings) for name in names):
+        if any(name.startswith(beginnings) for name in names):
             return framework
     return ""
 
@@ -192,7 +219,8 @@ def _translate(source: str, found: dict[str, Tensor]) -> tuple[str, dict[str, Te
         return "torchvision Mask R-CNN", {_mask_rcnn_name(name): tensor for name, tensor in found.items()}
     if "conv1.weight" in found:
         return "torchvision ResNet", {f"{TRUNK}{name}": tensor for name, tensor in found.items()}
-    raise InputError(f"{source}: neither a checkpoint of msrcnn nor a torchvision ResNet or Mask R-CNN; use another")
+    raise InputError(f"{source}: neither a checkpoint of msrcnn nor a torchvision ResNet or Mask R-CNN, by its names "
+                     f"({', '.join(list(found)[:2])}); use another")  # fmt: skip
 
 
 def _mask_rcnn_name(name: str) -> str:

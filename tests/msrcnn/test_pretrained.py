@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +69,7 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def save(path: Path, state: dict[str, Tensor]) -> str:
+def save(path: Path, state: dict[str, Any]) -> str:
     torch.save(dict(state), path)
     return str(path)
 
@@ -202,6 +205,79 @@ def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
     report = load_weights(ours, str(tmp_path / "model.pt"), ANIMALS)
     assert (report.kind, report.missing, report.left_over) == ("msrcnn checkpoint", (), ())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As DistributedDataParallel names them."""
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def of_torchvision_s_script(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What references/detection/train.py stores after an epoch."""
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    args = Namespace(model="maskrcnn_resnet50_fpn", lr=0.02, lr_steps=[16, 22], opt=None, distributed=False)
+    rest = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "args": args, "epoch": 0}
+    return {"model": state, **rest, "scaler": {"scale": 65536.0, "_growth_tracker": 0}}
+
+
+def test_what_training_scripts_store_is_what_its_state_dict_is(tmp_path: Path) -> None:
+    ours, state = make_model(), make_mask_rcnn(4).state_dict()
+    initial = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    plain = load_weights(ours, save(tmp_path / "plain.pth", state), ["a", "b", "c"])
+    assert len(plain.matched) == len(state)
+    want = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    stored = {
+        "reference": of_torchvision_s_script(state),
+        "reference, wrapped": of_torchvision_s_script(wrapped(state)),
+        "tutorial": {"epoch": 3, "model_state_dict": state, "loss": torch.tensor(0.4)},
+        "state_dict": {"state_dict": wrapped(state), "meta": {"epoch": 3}},
+        "wrapped": wrapped(state),
+    }
+    for form, value in stored.items():
+        ours.load_state_dict(initial)
+        report = load_weights(ours, save(tmp_path / "w.pth", value), ["a", "b", "c"])
+        names = (report.matched, report.missing, report.left_over)
+        assert names == (plain.matched, plain.missing, plain.left_over), form
+        assert all(torch.equal(tensor, want[name]) for name, tensor in ours.state_dict().items()), form
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_what_holds_no_state_dict_that_is_meant_is_refused(tmp_path: Path) -> None:
+    marker, ours = tmp_path / "executed", make_model()
+    state = {f"{layer}1.{end}": torch.zeros(1) for layer in ("conv", "bn") for end in ("weight", "bias")}
+    half = {name if name.endswith("bias") else f"module.{name}": tensor for name, tensor in state.items()}
+    cases = {
+        "partly wrapped": (half, r"neither a checkpoint .*, by its names \(module\.conv1\.weight, conv1\.bias\)"),
+        "two": ({"model": state, "state_dict": state}, r"holds tensors in 'model' and in 'state_dict'; save the ones"),
+        "not only tensors": ({"model": {**state, "note": "best"}, "epoch": 3},
+                             r"holds no tensors by name, neither .* \(it holds 'model', 'epoch'\); save the model's"),
+        "nothing": ({}, r"holds no tensors by name, .* \(it holds nothing\); save the model's state_dict by itself"),
+        "a path in its options": ({"model": state, "args": Namespace(out=PurePosixPath("runs"))},
+                                  r"not weights \(it holds a pathlib\.[\w.]*PurePosixPath, and .*\); save the model's"),
+        "a whole model": ({"model": nn.Linear(1, 1)}, r"not weights \(it holds a torch\.nn\.[\w.]*Linear, and "),
+        "code": ({"model": state, "args": Evil(marker)}, "not weights "),
+        "code in its options": ({"model": state, "args": Namespace(out=Evil(marker))}, "not weights "),
+    }  # fmt: skip
+    for name, (stored, message) in cases.items():
+        torch.save(stored, tmp_path / "odd.pth")
+        with pytest.raises(InputError, match=rf"odd\.pth: {message}") as caught:
+            load_weights(ours, str(tmp_path / "odd.pth"), ANIMALS)
+        assert "\n" not in str(caught.value), name
+    assert not marker.exists()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
