@@ -7,6 +7,7 @@ torchvision's may be a state_dict by itself or one that a training script stored
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,8 +27,10 @@ from msrcnn.weights import FORMAT, read_plain
 COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
 COCO_LABELS: list[str] = COCO.meta["categories"]
 """torchvision's 91 labels: the background, then COCO's category ids 1 to 90, of which ten are "N/A"."""
+COCO_CHECKSUM = COCO.url.rpartition("-")[2].removesuffix(".pth")
+"""How the SHA-256 of torchvision's published Mask R-CNN begins, which its file is named by."""
 EPS = 1e-5
-"""What BatchNorm adds to a variance."""
+"""What BatchNorm adds to a variance, here and, unless told otherwise, in torchvision."""
 TRUNK = "backbone.trunk."
 NAMES = [str(weights) for model in ("resnet18", "resnet50", "resnet101", "maskrcnn_resnet50_fpn")
          for weights in get_model_weights(model)]  # fmt: skip
@@ -72,10 +75,14 @@ class WeightsReport:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
+    norm: str = ""
+    """of torchvision's Mask R-CNN: which eps its BatchNorm has, and why"""
 
     def lines(self) -> list[str]:
         """For people: what matched, what keeps its initial values, what of the file is not used."""
         lines = [f"weights {self.source} ({self.kind}): {len(self.matched)} tensors matched"]
+        if self.norm:
+            lines.append(f"  {self.norm}")
         if self.missing:
             lines.append(f"  missing, kept as initialised: {_summary(self.missing)}")
         if self.left_over:
@@ -90,7 +97,9 @@ def _summary(names: Sequence[str]) -> str:
     return ", ".join(f"{module} ({count})" for module, count in modules.items())
 
 
-def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str]) -> WeightsReport:
+def load_weights(
+    model: MaskScoringRCNN, source: str, categories: Sequence[str], eps: float | None = None
+) -> WeightsReport:
     """Loads what fits of `source` into `model`; what is missing there keeps its values.
 
     Args:
@@ -98,21 +107,28 @@ def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str])
         source: a file, or torchvision's name of weights, as "ResNet50_Weights.IMAGENET1K_V1", then downloaded.
         categories: names of the model's categories 1..K. Of a detector with torchvision's 91 COCO labels they pick
             theirs, unless the model has all of them (then category k is label k).
+        eps: what BatchNorm of a torchvision Mask R-CNN added to variances when it was trained, which no file tells; if
+            absent, 0 for torchvision's published one, known by its checksum, and EPS for any other.
 
     Raises:
         InputError: nothing is at `source`, it is none of the known kinds, nothing in it has a place in the model, a
-            shape is another one, or BatchNorm is folded into it and the model's is not frozen. The model is unchanged.
+            shape is another one, BatchNorm is folded into it and the model's is not frozen, or `eps` is given for
+            another kind. The model is unchanged.
     """
     found, heads = _read(source)
     kind, state = _translate(source, found)
     _place_heads(model, heads, state)
+    norm = ""
     if kind == "torchvision Mask R-CNN":
         _drop_background(state)
         _pick_labels(state, categories)
-        if Path(source).name in (str(COCO), COCO.url.rpartition("/")[2]):
-            _without_eps(state)
+    if kind == "torchvision Mask R-CNN" and model.config.norm != "group_norm":
+        norm = _take_eps(source, state, eps)
+    elif eps is not None:
+        raise InputError(f"{source}: --weights-eps is for a torchvision Mask R-CNN's BatchNorm, this is for "
+                         f"model.norm = {model.config.norm!r} a {kind}; leave it out")  # fmt: skip
     _check_norm(source, model, state)
-    return _load(model, source, kind, state)
+    return replace(_load(model, source, kind, state), norm=norm)
 
 
 def _read(source: str) -> tuple[dict[str, Tensor], tuple[MaskIoUConfig, ...]]:
@@ -255,11 +271,30 @@ def _pick_labels(state: dict[str, Tensor], categories: Sequence[str]) -> None:
         state[f"mask.logits.{end}"] = state[f"mask.logits.{end}"][[row - 1 for row in rows[1:]]]  # [90, ...]
 
 
-def _without_eps(state: dict[str, Tensor]) -> None:
-    """torchvision runs its published COCO weights with eps 0, with which they were trained; ours adds EPS again."""
+def _take_eps(source: str, state: dict[str, Tensor], eps: float | None) -> str:
+    """Makes up for the eps that a torchvision Mask R-CNN was trained with, as ours adds EPS; says which, and why.
+
+    torchvision runs its published weights with eps 0, with which they were trained (pytorch/vision #2940), and so a
+    detector that is fine-tuned from them. Their variances are frozen, so no value in a file tells the two apart.
+    """
+    if eps is not None:
+        why = "as given"
+    elif _is_published(source):
+        eps, why = 0.0, "as torchvision runs its published weights, which these are"
+    else:
+        eps, why = EPS, "torchvision's default; fine-tuned from its published weights it would be 0: --weights-eps 0"
     for name in state:
         if name.endswith("running_var"):
-            state[name] = state[name] - EPS
+            state[name] = state[name] + (eps - EPS)
+    return f"BatchNorm's eps is {eps:g}, {why}"
+
+
+def _is_published(source: str) -> bool:
+    """Whether these are torchvision's COCO weights, by their name or a file's checksum."""
+    if not Path(source).is_file():
+        return get_weight(source) is COCO
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(COCO_CHECKSUM)
 
 
 def _check_norm(source: str, model: MaskScoringRCNN, state: dict[str, Tensor]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,6 +23,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
+from msrcnn import pretrained
 from msrcnn.config import DataConfig, ModelConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
@@ -123,19 +126,48 @@ def test_other_categories_do_not_fit_coco_labels(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_the_published_file_s_batch_norm_has_no_epsilon(tmp_path: Path) -> None:
-    """torchvision sets eps to 0 for its COCO weights, of whatever name; here the file's name tells."""
-    theirs, ours = make_mask_rcnn(4), make_model()
-    path = save(tmp_path / Path(COCO.url).name, theirs.state_dict())
-    x = torch.randn(1, 3, 64, 64)
+def test_batch_norm_has_the_epsilon_that_it_was_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision sets it to 0 for its COCO weights; what these are is told by their checksum, whatever the name."""
+    assert re.fullmatch("[0-9a-f]{8}", pretrained.COCO_CHECKSUM)
+    theirs, ours, published = make_mask_rcnn(4), make_model(), Path(COCO.url).name
+    file = tmp_path / "hub" / "checkpoints" / published  # where torchvision keeps what it has downloaded
+    file.parent.mkdir(parents=True)
+    save(file, theirs.state_dict())
+    shutil.copy(file, tmp_path / "mask_rcnn.pth")
+    x, trunks = torch.randn(1, 3, 64, 64), {}
     with torch.no_grad():
-        plain = theirs.backbone.body(x)["3"]
-        overwrite_eps(theirs, 0.0)
-        want = theirs.backbone.body(x)["3"]
-        load_weights(ours, path, ["a", "b", "c"])
-        got = ours.backbone.trunk(x)[-1]
-    assert (plain - want).abs().max() > 1e-2 * want.std()
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=float(1e-4 * want.std()))
+        for eps in (1e-5, 0.0, 1e-3):
+            overwrite_eps(theirs, eps)
+            trunks[eps] = theirs.backbone.body(x)["3"]
+    assert (trunks[1e-5] - trunks[0.0]).abs().max() > 1e-2 * trunks[0.0].std()
+
+    def check(source: str, eps: float, says: str, given: float | None = None) -> None:
+        report = load_weights(ours, source, ["a", "b", "c"], given)
+        with torch.no_grad():
+            got = ours.backbone.trunk(x)[-1]
+        want = trunks[eps]
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=float(1e-4 * want.std()))
+        assert report.lines()[1].startswith(f"  BatchNorm's eps is {eps:g}, {says}")
+
+    check(
+        str(file), 1e-5, "torchvision's default; fine-tuned from its published weights it would be 0: --weights-eps 0"
+    )
+    check(str(file), 0.0, "as given", 0.0)
+    check(str(file), 1e-3, "as given", 1e-3)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    check("MaskRCNN_ResNet50_FPN_Weights.DEFAULT", 0.0, "as torchvision runs its published weights")
+    monkeypatch.setattr(pretrained, "COCO_CHECKSUM", hashlib.sha256(file.read_bytes()).hexdigest()[:8])
+    check(str(tmp_path / "mask_rcnn.pth"), 0.0, "as torchvision runs its published weights, which these are")
+
+
+def test_an_epsilon_is_refused_where_there_is_no_mask_rcnn_s_batch_norm(tmp_path: Path) -> None:
+    resnet, mask_rcnn = {"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"roi_heads.box_head.fc6.bias": torch.zeros(HIDDEN)}
+    for state, norm in ((resnet, "frozen_bn"), (mask_rcnn, "group_norm")):
+        ours = make_model(replace(CONFIG, norm=norm))
+        with pytest.raises(InputError, match=r"w\.pth: --weights-eps is for a torchvision Mask R-CNN's BatchNorm, "):
+            load_weights(ours, save(tmp_path / "w.pth", state), ANIMALS, 0.0)
+        report = load_weights(ours, save(tmp_path / "w.pth", state), ANIMALS)
+        assert not any("BatchNorm's eps" in line for line in report.lines())
 
 
 def some_resnet18() -> dict[str, Tensor]:
