@@ -46,5 +46,11 @@ def too_little_to_train(images: int, data: DataConfig, device: torch.device) -> 
     return f"the GPU's memory{size} does not suffice to train on {_given(images, data)} at a time; {remedy}"
 
 
+def too_little_to_serve(images: int, data: DataConfig) -> str:
+    """The line for who runs a service whose GPU's memory does not suffice for so many images at a time."""
+    remedy = "serve with a smaller --batch" if images > 1 else "end what else uses it, or use another"
+    return f"the GPU's memory does not suffice to detect in {_given(images, data)} at a time; {remedy}"
+
+
 def _given(images: int, data: DataConfig) -> str:
     return f"{images} image{'s' * (images > 1)} of up to {data.short_side} x {data.long_side} pixels"
