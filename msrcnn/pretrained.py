@@ -2,13 +2,15 @@
 
 Four kinds are told apart by the names in them: a checkpoint of `msrcnn.weights`, a torchvision Mask R-CNN (today's
 names and those of its published file), a torchvision ResNet, and such a ResNet in part or with BatchNorm folded in.
+torchvision's may be a state_dict by itself or one that a training script stored beside its optimizer's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from msrcnn.weights import FORMAT, read_plain
 COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
 COCO_LABELS: list[str] = COCO.meta["categories"]
 """torchvision's 91 labels: the background, then COCO's category ids 1 to 90, of which ten are "N/A"."""
+COCO_CHECKSUM = COCO.url.rpartition("-")[2].removesuffix(".pth")
+"""How the SHA-256 of torchvision's published Mask R-CNN begins, which its file is named by."""
 EPS = 1e-5
-"""What BatchNorm adds to a variance."""
+"""What BatchNorm adds to a variance, here and, unless told otherwise, in torchvision."""
 TRUNK = "backbone.trunk."
 NAMES = [str(weights) for model in ("resnet18", "resnet50", "resnet101", "maskrcnn_resnet50_fpn")
          for weights in get_model_weights(model)]  # fmt: skip
@@ -36,6 +40,10 @@ FRAMEWORKS = {
     "MMDetection": ("rpn_head.", "roi_head."),
 }
 """How names begin in the files of others."""
+NESTED = ("model", "model_state_dict", "state_dict")
+"""Where training scripts keep a model's state_dict beside an optimizer's; torchvision's own in `model`."""
+WRAPPER = "module."
+"""What DistributedDataParallel puts before each name."""
 OF_A_CLASS = ("box.score.", "box.deltas.", "mask.logits.", "maskiou.iou.")
 """Weights whose number follows from that of the categories."""
 SHOWN = 6
@@ -67,10 +75,14 @@ class WeightsReport:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
+    norm: str = ""
+    """of torchvision's Mask R-CNN: which eps its BatchNorm has, and why"""
 
     def lines(self) -> list[str]:
         """For people: what matched, what keeps its initial values, what of the file is not used."""
         lines = [f"weights {self.source} ({self.kind}): {len(self.matched)} tensors matched"]
+        if self.norm:
+            lines.append(f"  {self.norm}")
         if self.missing:
             lines.append(f"  missing, kept as initialised: {_summary(self.missing)}")
         if self.left_over:
@@ -85,7 +97,9 @@ def _summary(names: Sequence[str]) -> str:
     return ", ".join(f"{module} ({count})" for module, count in modules.items())
 
 
-def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str]) -> WeightsReport:
+def load_weights(
+    model: MaskScoringRCNN, source: str, categories: Sequence[str], eps: float | None = None
+) -> WeightsReport:
     """Loads what fits of `source` into `model`; what is missing there keeps its values.
 
     Args:
@@ -93,21 +107,28 @@ def load_weights(model: MaskScoringRCNN, source: str, categories: Sequence[str])
         source: a file, or torchvision's name of weights, as "ResNet50_Weights.IMAGENET1K_V1", then downloaded.
         categories: names of the model's categories 1..K. Of a detector with torchvision's 91 COCO labels they pick
             theirs, unless the model has all of them (then category k is label k).
+        eps: what BatchNorm of a torchvision Mask R-CNN added to variances when it was trained, which no file tells; if
+            absent, 0 for torchvision's published one, known by its checksum, and EPS for any other.
 
     Raises:
         InputError: nothing is at `source`, it is none of the known kinds, nothing in it has a place in the model, a
-            shape is another one, or BatchNorm is folded into it and the model's is not frozen. The model is unchanged.
+            shape is another one, BatchNorm is folded into it and the model's is not frozen, or `eps` is given for
+            another kind. The model is unchanged.
     """
     found, heads = _read(source)
     kind, state = _translate(source, found)
     _place_heads(model, heads, state)
+    norm = ""
     if kind == "torchvision Mask R-CNN":
         _drop_background(state)
         _pick_labels(state, categories)
-        if Path(source).name in (str(COCO), COCO.url.rpartition("/")[2]):
-            _without_eps(state)
+    if kind == "torchvision Mask R-CNN" and model.config.norm != "group_norm":
+        norm = _take_eps(source, state, eps)
+    elif eps is not None:
+        raise InputError(f"{source}: --weights-eps is for a torchvision Mask R-CNN's BatchNorm, this is for "
+                         f"model.norm = {model.config.norm!r} a {kind}; leave it out")  # fmt: skip
     _check_norm(source, model, state)
-    return _load(model, source, kind, state)
+    return replace(_load(model, source, kind, state), norm=norm)
 
 
 def _read(source: str) -> tuple[dict[str, Tensor], tuple[MaskIoUConfig, ...]]:
@@ -125,14 +146,38 @@ def _read(source: str) -> tuple[dict[str, Tensor], tuple[MaskIoUConfig, ...]]:
             raise InputError(f"{source}: cannot be downloaded ({reason}); give the file {weights.url}") from None
     _check_file(Path(source))
     value = read_plain(Path(source), "weights")
-    if framework := _framework(value):
+    if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
+        return _tensors(value["weights"]), _heads_of(value.get("model"))
+    return _state_dict(source, value), ()
+
+
+def _state_dict(source: str, value: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of another program's model by name: what `value` has by itself, or the one state_dict in it.
+
+    Raises:
+        InputError: there are several, or none, or they are of a program whose models have no place here.
+    """
+    nested = [key for key in NESTED if isinstance(value.get(key), dict) and value[key]]
+    nested = [key for key in nested if all(isinstance(tensor, Tensor) for tensor in value[key].values())]
+    if len(nested) > 1:
+        raise InputError(f"{source}: holds tensors in {' and in '.join(map(repr, nested))}; save the ones that are "
+                         "meant by themselves")  # fmt: skip
+    state = _tensors(value[nested[0]] if nested else value)
+    if not state:
+        held = ", ".join(repr(str(key)) for key in value) or "nothing"
+        raise InputError(f"{source}: holds no tensors by name, neither by itself nor in {', '.join(map(repr, NESTED))} "
+                         f"(it holds {held[:120]}); save the model's state_dict by itself")  # fmt: skip
+    if all(name.startswith(WRAPPER) for name in state):
+        state = {name.removeprefix(WRAPPER): tensor for name, tensor in state.items()}
+    if framework := _framework(state):
         raise InputError(f"{source}: weights of {framework}, whose layers have other names and partly other forms; "
                          "give a torchvision Mask R-CNN or ResNet, or `msrcnn score` that detector's COCO results"
                          )  # fmt: skip
-    heads: tuple[MaskIoUConfig, ...] = ()
-    if value.get("format") == FORMAT and isinstance(value.get("weights"), dict):
-        heads, value = _heads_of(value.get("model")), value["weights"]
-    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}, heads
+    return state
+
+
+def _tensors(value: dict[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
 
 
 def _check_file(path: Path) -> None:
@@ -147,12 +192,10 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path}: a pickle, which may run code when it is read; give a file that torch.save wrote")
 
 
-def _framework(value: dict[str, Any]) -> str:
-    """Which other program wrote the weights, by the names in them; empty if none that we know."""
-    nested = value.get("model") or value.get("state_dict")
-    names = list(nested if isinstance(nested, dict) else value)
+def _framework(names: Iterable[str]) -> str:
+    """Which other program wrote weights of these names; empty if none that we know."""
     for framework, beginnings in FRAMEWORKS.items():
-        if any(isinstance(name, str) and name.startswith(beginnings) for name in names):
+        if any(name.startswith(beginnings) for name in names):
             return framework
     return ""
 
@@ -192,7 +235,8 @@ def _translate(source: str, found: dict[str, Tensor]) -> tuple[str, dict[str, Te
         return "torchvision Mask R-CNN", {_mask_rcnn_name(name): tensor for name, tensor in found.items()}
     if "conv1.weight" in found:
         return "torchvision ResNet", {f"{TRUNK}{name}": tensor for name, tensor in found.items()}
-    raise InputError(f"{source}: neither a checkpoint of msrcnn nor a torchvision ResNet or Mask R-CNN; use another")
+    raise InputError(f"{source}: neither a checkpoint of msrcnn nor a torchvision ResNet or Mask R-CNN, by its names "
+                     f"({', '.join(list(found)[:2])}); use another")  # fmt: skip
 
 
 def _mask_rcnn_name(name: str) -> str:
@@ -227,11 +271,30 @@ def _pick_labels(state: dict[str, Tensor], categories: Sequence[str]) -> None:
         state[f"mask.logits.{end}"] = state[f"mask.logits.{end}"][[row - 1 for row in rows[1:]]]  # [90, ...]
 
 
-def _without_eps(state: dict[str, Tensor]) -> None:
-    """torchvision runs its published COCO weights with eps 0, with which they were trained; ours adds EPS again."""
+def _take_eps(source: str, state: dict[str, Tensor], eps: float | None) -> str:
+    """Makes up for the eps that a torchvision Mask R-CNN was trained with, as ours adds EPS; says which, and why.
+
+    torchvision runs its published weights with eps 0, with which they were trained (pytorch/vision #2940), and so a
+    detector that is fine-tuned from them. Their variances are frozen, so no value in a file tells the two apart.
+    """
+    if eps is not None:
+        why = "as given"
+    elif _is_published(source):
+        eps, why = 0.0, "as torchvision runs its published weights, which these are"
+    else:
+        eps, why = EPS, "torchvision's default; fine-tuned from its published weights it would be 0: --weights-eps 0"
     for name in state:
         if name.endswith("running_var"):
-            state[name] = state[name] - EPS
+            state[name] = state[name] + (eps - EPS)
+    return f"BatchNorm's eps is {eps:g}, {why}"
+
+
+def _is_published(source: str) -> bool:
+    """Whether these are torchvision's COCO weights, by their name or a file's checksum."""
+    if not Path(source).is_file():
+        return get_weight(source) is COCO
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(COCO_CHECKSUM)
 
 
 def _check_norm(source: str, model: MaskScoringRCNN, state: dict[str, Tensor]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +47,23 @@ def write_aside(path: Path, value: dict[str, Any]) -> None:
 def read_plain(path: Path, what: str) -> dict[str, Any]:
     """Reads a file of tensors and plain values; nothing in it is executed.
 
+    A command line's options (`argparse.Namespace`) are plain values: torchvision's training script stores its own.
+
     Raises:
         InputError: the file is absent, damaged, or holds anything else; `what` says what was expected.
     """
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {what}") from None
     except Exception as error:  # of any type: damaged bytes lead the unpickler anywhere
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         if reason.startswith("Weights only load failed"):  # torch goes on about how to run what is in it
             reason = "it is no file of tensors and plain values"
+            if held := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
+                raise InputError(f"{path}: not {what} (it holds a {held[1]}, and nothing but tensors and plain values "
+                                 "is read); save the model's state_dict by itself") from None  # fmt: skip
         raise InputError(f"{path}: not {what} ({reason}); it may be damaged, use another") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not {what} (it holds a {type(value).__name__}); use another")

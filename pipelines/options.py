@@ -135,6 +135,9 @@ class TrainConfig(TrainingOptions):
     weights: str | None = None
     """weights to start from: a model file, a torchvision ResNet or Mask R-CNN file, or torchvision's name of such
     weights, as ResNet50_Weights.IMAGENET1K_V1"""
+    weights_eps: float | None = None
+    """what BatchNorm of a torchvision Mask R-CNN in --weights adds to variances: 0 if it was fine-tuned from
+    torchvision's COCO weights (weights="DEFAULT"); absent: 0 for those themselves, 1e-5 for any other"""
     from_checkpoint: str | None = None
     """start a new run from the weights of another: its run directory, one of its checkpoints or its model file; the
     model must be the same"""
@@ -156,6 +159,8 @@ class TrainConfig(TrainingOptions):
         require(self.max_steps is None or self.max_steps >= 1, "--max-steps", self.max_steps, "at least 1")
         require(not (self.weights and self.from_checkpoint), "--from-checkpoint", self.from_checkpoint,
                 "absent with --weights: a run begins with one or the other")  # fmt: skip
+        require(self.weights_eps is None or (self.weights is not None and self.weights_eps >= 0), "--weights-eps",
+                self.weights_eps, "0 or more, with --weights")  # fmt: skip
 
 
 @dataclass(frozen=True)

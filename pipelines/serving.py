@@ -11,6 +11,7 @@ together where that is faster (`msrcnn.prediction.suited_batch`); nobody waits f
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -23,9 +24,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msrcnn import Prediction, __version__, load_model
-from msrcnn.data.decoding import ImageError, decode_unstated
+from msrcnn.data.decoding import decode_unstated
 from msrcnn.errors import InputError
 from msrcnn.prediction import predictions, suited_batch
+from pipelines.gpu_memory import too_little_to_serve
 from pipelines.options import worker_range
 from pipelines.run_directory import find_model
 from pipelines.serving_http import Refused, Wanted, answered, body_of, described, refusal
@@ -37,6 +39,8 @@ NAME = "msrcnn"
 """Of the application."""
 WHERE = "the image"
 """What it is called in errors."""
+NO_MEMORY = f"{WHERE}: the server's GPU has too little memory for it now; try again later, or ask who runs the server"
+"""Not the image's fault: every one is resized to about the same size."""
 ONGOING = 16
 """Requests that a replica takes beside those whose images it decodes and detects in: bytes, and the small ones."""
 
@@ -60,7 +64,7 @@ class Detector:
             self._model = load_model(path, "cuda" if gpu else "cpu")
         size = batch or suited_batch(self._model.device)
         self._place, self._most, self._most_pixels = str(place), most, most_pixels
-        self._detect: Turns[tuple[Image.Image, float | None], Prediction | ImageError] = Turns(self._predictions, size)
+        self._detect: Turns[tuple[Image.Image, float | None], Prediction | InputError] = Turns(self._predictions, size)
         self._decoded = asyncio.Semaphore(2 * size)  # a batch in the network, another one ready: pixels are large
 
     async def __call__(self, request: Request) -> Response:
@@ -89,12 +93,23 @@ class Detector:
         async with self._decoded:
             image = await asyncio.to_thread(decode_unstated, data, WHERE, self._most_pixels)
             found = await self._detect((image, wanted.min_score))
-        if isinstance(found, ImageError):
+        if isinstance(found, InputError):
             raise found
         return answered(await asyncio.to_thread(described, found, wanted))
 
-    def _predictions(self, asked: list[tuple[Image.Image, float | None]]) -> list[Prediction | ImageError]:
-        """What at least one of those asks for who came together; `described` leaves out what the others do not."""
+    def _predictions(self, asked: list[tuple[Image.Image, float | None]]) -> list[Prediction | InputError]:
+        """What is in each image of those who came together; one by one where a GPU's memory is too small for all."""
+        try:
+            return self._together(asked)
+        except torch.OutOfMemoryError:
+            logging.getLogger("ray.serve").warning(too_little_to_serve(len(asked), self._model.data))
+            if len(asked) == 1:
+                return [Refused(503, NO_MEMORY)]
+        # Only here is the error gone, and with it what the step holds of the memory.
+        return [found for one in asked for found in self._predictions([one])]
+
+    def _together(self, asked: list[tuple[Image.Image, float | None]]) -> list[Prediction | InputError]:
+        """What at least one of those asks for; `described` leaves out what the others do not."""
         scores = [score for _, score in asked if score is not None]
         least = min(scores) if len(scores) == len(asked) else None
         images, names = [image for image, _ in asked], [WHERE] * len(asked)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from msrcnn.compiling import compile_parts
+from msrcnn.config import DataConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.solver import clip_gradients, guarded_step, learning_rate, make_optimizer, set_learning_rate
 from pipelines.checkpoints import Checkpoints, restore
+from pipelines.gpu_memory import too_little_to_train
 from pipelines.guard import Guard, NotFiniteError, StepTerms
 from pipelines.ingest import StepImages, TrainingCollate
 from pipelines.job import Job
@@ -154,14 +156,17 @@ def forward_backward(
 
     Returns:
         this worker's share of each loss, and every part's losses.
+
+    Raises:
+        UnusableError: the GPU's memory does not suffice for a part.
     """
     shares: dict[str, Tensor] = {}
     values, ids = [], []
     for number, part in enumerate(images.parts, start=1):
         weight = len(part.image_ids) / job.solver.batch
         ids.append(part.image_ids.tolist())
-        batch = (part.pinned() if device.type == "cuda" else part).to(device, non_blocking=True)
-        with accumulating(network, number < len(images.parts)):
+        with fitting(len(part.image_ids), job.data, device), accumulating(network, number < len(images.parts)):
+            batch = (part.pinned() if device.type == "cuda" else part).to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=job.solver.precision == "bfloat16"):
                 losses = network(batch)
             stacked = torch.stack(list(losses.values()))  # [L]
@@ -170,6 +175,15 @@ def forward_backward(
         for name, loss in losses.items():
             shares[name] = loss.detach() * weight + shares.get(name, 0)
     return shares, StepTerms(tuple(shares), torch.stack(values), ids)
+
+
+@contextlib.contextmanager
+def fitting(images: int, data: DataConfig, device: torch.device) -> Iterator[None]:
+    """Makes a GPU's lack of memory for so many images an UnusableError: the next worker group gets the same ones."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UnusableError(too_little_to_train(images, data, device)) from error
 
 
 def accumulating(network: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:

@@ -82,6 +82,7 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
         "data": to_dict(config.data),
         "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
         "weights": config.weights,
+        "weights_eps": config.weights_eps,
         "from_checkpoint": config.from_checkpoint,
     }
     return job, settings
@@ -102,7 +103,7 @@ def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> 
     """
     if config.from_checkpoint is not None:
         return old_model(config.from_checkpoint, job)
-    return pretrained_model(config.weights, job, log) if config.weights is not None else None
+    return pretrained_model(config.weights, job, log, config.weights_eps) if config.weights is not None else None
 
 
 @contextmanager
@@ -115,14 +116,14 @@ def local_weights(weights: str) -> Iterator[str]:
         yield weights
 
 
-def pretrained_model(weights: str, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN:
-    """A model with what fits of some weights; prints what came of loading them."""
+def pretrained_model(weights: str, job: Job, log: Callable[[str], None], eps: float | None = None) -> MaskScoringRCNN:
+    """A model with what fits of some weights, `eps` as `load_weights` takes it; prints what came of loading them."""
     torch.manual_seed(job.solver.seed)  # what is missing in them begins as in a run without
     model = MaskScoringRCNN(job.model)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEADS)}
     names = [name for _, _, name in job.categories]
     with local_weights(weights) as path:
-        report = load_weights(model, path, names)
+        report = load_weights(model, path, names, eps)
     for line in report.lines():
         log(line)
     missing = [name for name in report.missing if name.startswith(HEADS)]

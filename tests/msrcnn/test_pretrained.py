@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shutil
+from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +23,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
+from msrcnn import pretrained
 from msrcnn.config import DataConfig, ModelConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
@@ -66,7 +72,7 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def save(path: Path, state: dict[str, Tensor]) -> str:
+def save(path: Path, state: dict[str, Any]) -> str:
     torch.save(dict(state), path)
     return str(path)
 
@@ -120,19 +126,48 @@ def test_other_categories_do_not_fit_coco_labels(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_the_published_file_s_batch_norm_has_no_epsilon(tmp_path: Path) -> None:
-    """torchvision sets eps to 0 for its COCO weights, of whatever name; here the file's name tells."""
-    theirs, ours = make_mask_rcnn(4), make_model()
-    path = save(tmp_path / Path(COCO.url).name, theirs.state_dict())
-    x = torch.randn(1, 3, 64, 64)
+def test_batch_norm_has_the_epsilon_that_it_was_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision sets it to 0 for its COCO weights; what these are is told by their checksum, whatever the name."""
+    assert re.fullmatch("[0-9a-f]{8}", pretrained.COCO_CHECKSUM)
+    theirs, ours, published = make_mask_rcnn(4), make_model(), Path(COCO.url).name
+    file = tmp_path / "hub" / "checkpoints" / published  # where torchvision keeps what it has downloaded
+    file.parent.mkdir(parents=True)
+    save(file, theirs.state_dict())
+    shutil.copy(file, tmp_path / "mask_rcnn.pth")
+    x, trunks = torch.randn(1, 3, 64, 64), {}
     with torch.no_grad():
-        plain = theirs.backbone.body(x)["3"]
-        overwrite_eps(theirs, 0.0)
-        want = theirs.backbone.body(x)["3"]
-        load_weights(ours, path, ["a", "b", "c"])
-        got = ours.backbone.trunk(x)[-1]
-    assert (plain - want).abs().max() > 1e-2 * want.std()
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=float(1e-4 * want.std()))
+        for eps in (1e-5, 0.0, 1e-3):
+            overwrite_eps(theirs, eps)
+            trunks[eps] = theirs.backbone.body(x)["3"]
+    assert (trunks[1e-5] - trunks[0.0]).abs().max() > 1e-2 * trunks[0.0].std()
+
+    def check(source: str, eps: float, says: str, given: float | None = None) -> None:
+        report = load_weights(ours, source, ["a", "b", "c"], given)
+        with torch.no_grad():
+            got = ours.backbone.trunk(x)[-1]
+        want = trunks[eps]
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=float(1e-4 * want.std()))
+        assert report.lines()[1].startswith(f"  BatchNorm's eps is {eps:g}, {says}")
+
+    check(
+        str(file), 1e-5, "torchvision's default; fine-tuned from its published weights it would be 0: --weights-eps 0"
+    )
+    check(str(file), 0.0, "as given", 0.0)
+    check(str(file), 1e-3, "as given", 1e-3)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    check("MaskRCNN_ResNet50_FPN_Weights.DEFAULT", 0.0, "as torchvision runs its published weights")
+    monkeypatch.setattr(pretrained, "COCO_CHECKSUM", hashlib.sha256(file.read_bytes()).hexdigest()[:8])
+    check(str(tmp_path / "mask_rcnn.pth"), 0.0, "as torchvision runs its published weights, which these are")
+
+
+def test_an_epsilon_is_refused_where_there_is_no_mask_rcnn_s_batch_norm(tmp_path: Path) -> None:
+    resnet, mask_rcnn = {"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"roi_heads.box_head.fc6.bias": torch.zeros(HIDDEN)}
+    for state, norm in ((resnet, "frozen_bn"), (mask_rcnn, "group_norm")):
+        ours = make_model(replace(CONFIG, norm=norm))
+        with pytest.raises(InputError, match=r"w\.pth: --weights-eps is for a torchvision Mask R-CNN's BatchNorm, "):
+            load_weights(ours, save(tmp_path / "w.pth", state), ANIMALS, 0.0)
+        report = load_weights(ours, save(tmp_path / "w.pth", state), ANIMALS)
+        assert not any("BatchNorm's eps" in line for line in report.lines())
 
 
 def some_resnet18() -> dict[str, Tensor]:
@@ -202,6 +237,79 @@ def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
     report = load_weights(ours, str(tmp_path / "model.pt"), ANIMALS)
     assert (report.kind, report.missing, report.left_over) == ("msrcnn checkpoint", (), ())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As DistributedDataParallel names them."""
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def of_torchvision_s_script(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What references/detection/train.py stores after an epoch."""
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    args = Namespace(model="maskrcnn_resnet50_fpn", lr=0.02, lr_steps=[16, 22], opt=None, distributed=False)
+    rest = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "args": args, "epoch": 0}
+    return {"model": state, **rest, "scaler": {"scale": 65536.0, "_growth_tracker": 0}}
+
+
+def test_what_training_scripts_store_is_what_its_state_dict_is(tmp_path: Path) -> None:
+    ours, state = make_model(), make_mask_rcnn(4).state_dict()
+    initial = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    plain = load_weights(ours, save(tmp_path / "plain.pth", state), ["a", "b", "c"])
+    assert len(plain.matched) == len(state)
+    want = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    stored = {
+        "reference": of_torchvision_s_script(state),
+        "reference, wrapped": of_torchvision_s_script(wrapped(state)),
+        "tutorial": {"epoch": 3, "model_state_dict": state, "loss": torch.tensor(0.4)},
+        "state_dict": {"state_dict": wrapped(state), "meta": {"epoch": 3}},
+        "wrapped": wrapped(state),
+    }
+    for form, value in stored.items():
+        ours.load_state_dict(initial)
+        report = load_weights(ours, save(tmp_path / "w.pth", value), ["a", "b", "c"])
+        names = (report.matched, report.missing, report.left_over)
+        assert names == (plain.matched, plain.missing, plain.left_over), form
+        assert all(torch.equal(tensor, want[name]) for name, tensor in ours.state_dict().items()), form
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_what_holds_no_state_dict_that_is_meant_is_refused(tmp_path: Path) -> None:
+    marker, ours = tmp_path / "executed", make_model()
+    state = {f"{layer}1.{end}": torch.zeros(1) for layer in ("conv", "bn") for end in ("weight", "bias")}
+    half = {name if name.endswith("bias") else f"module.{name}": tensor for name, tensor in state.items()}
+    cases = {
+        "partly wrapped": (half, r"neither a checkpoint .*, by its names \(module\.conv1\.weight, conv1\.bias\)"),
+        "two": ({"model": state, "state_dict": state}, r"holds tensors in 'model' and in 'state_dict'; save the ones"),
+        "not only tensors": ({"model": {**state, "note": "best"}, "epoch": 3},
+                             r"holds no tensors by name, neither .* \(it holds 'model', 'epoch'\); save the model's"),
+        "nothing": ({}, r"holds no tensors by name, .* \(it holds nothing\); save the model's state_dict by itself"),
+        "a path in its options": ({"model": state, "args": Namespace(out=PurePosixPath("runs"))},
+                                  r"not weights \(it holds a pathlib\.[\w.]*PurePosixPath, and .*\); save the model's"),
+        "a whole model": ({"model": nn.Linear(1, 1)}, r"not weights \(it holds a torch\.nn\.[\w.]*Linear, and "),
+        "code": ({"model": state, "args": Evil(marker)}, "not weights "),
+        "code in its options": ({"model": state, "args": Namespace(out=Evil(marker))}, "not weights "),
+    }  # fmt: skip
+    for name, (stored, message) in cases.items():
+        torch.save(stored, tmp_path / "odd.pth")
+        with pytest.raises(InputError, match=rf"odd\.pth: {message}") as caught:
+            load_weights(ours, str(tmp_path / "odd.pth"), ANIMALS)
+        assert "\n" not in str(caught.value), name
+    assert not marker.exists()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

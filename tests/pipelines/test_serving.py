@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from starlette.requests import Request
 
 from msrcnn import load_model, predict
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.structures import Batch
 from pipelines.serving import ONGOING, Detector
 from pipelines.serving_options import ServeConfig
 from tests import serving
@@ -70,29 +73,63 @@ def test_least_score_and_polygons(model, url):
     assert [row["polygons"] for row in answer["detections"]] == rings
 
 
+def posted(replica: Detector, *asked: tuple[bytes, str]) -> list[tuple[int, Any]]:
+    """Status and answer of requests with these bodies and queries, made at once of a replica in this process."""
+
+    async def answer(data: bytes, query: str) -> tuple[int, Any]:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        scope = {"type": "http", "method": "POST", "path": "/detect", "headers": [], "query_string": query.encode(),
+                 "server": ("here", 80)}  # fmt: skip
+        answered = await replica(Request(scope, receive))
+        return answered.status_code, json.loads(answered.body)
+
+    async def answers() -> list[tuple[int, Any]]:
+        return await asyncio.gather(*(answer(*one) for one in asked))
+
+    return asyncio.run(answers())
+
+
 def test_each_of_those_in_a_step_gets_the_scores_asked_for(model):
     """Masks are pasted from the least of them on."""
     data, replica = shape_image(0)[0], Detector(str(model), False, 1, 3, MOST, SIDE * SIDE)
     (found,) = predict(load_model(model), data)
     half, tenth = (float(np.quantile(found.mask_scores, share)) for share in (0.505, 0.905))
 
-    async def answer(query: str) -> dict[str, Any]:
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": data, "more_body": False}
-
-        scope = {"type": "http", "method": "POST", "path": "/detect", "headers": [], "query_string": query.encode(),
-                 "server": ("here", 80)}  # fmt: skip
-        return json.loads((await replica(Request(scope, receive))).body)
-
-    async def answers(*queries: str) -> list[dict[str, Any]]:
-        return await asyncio.gather(*map(answer, queries))
-
     asked = [half, tenth, half, tenth, None, half, None, tenth]
-    told = asyncio.run(answers(*("" if least is None else f"min_score={least!r}" for least in asked)))
-    for least, one in zip(asked, told, strict=True):
+    told = posted(replica, *((data, "" if least is None else f"min_score={least!r}") for least in asked))
+    for least, (_, one) in zip(asked, told, strict=True):
         expected = found if least is None else found.above(least)
         assert [row["category_id"] for row in one["detections"]] == expected.category_ids.tolist()
     assert 0 < len(found.above(tenth)) < len(found.above(half)) < len(found)
+
+
+@pytest.mark.parametrize("lying_fits", [True, False])
+def test_what_does_not_fit_into_a_gpu_s_memory_together_goes_one_by_one(lying_fits, model, monkeypatch):
+    """Who asked beside others gets what they would have got alone; what does not fit alone is a line, and a 503."""
+    whole, sizes = MaskScoringRCNN.forward, []
+
+    def small(self: MaskScoringRCNN, batch: Batch) -> Any:
+        sizes.append(len(batch.image_ids))
+        height, width = batch.sizes[0].tolist()
+        if sizes[-1] > 1 or (height != width and not lying_fits):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return whole(self, batch)
+
+    lying, *others = serving.images()
+    files = [others[0], others[1], lying, others[2], others[3]]
+    expected = predict(load_model(model), files)
+    replica = Detector(str(model), False, 1, 4, MOST, SIDE * SIDE)
+    monkeypatch.setattr(MaskScoringRCNN, "forward", small)
+    for place, (status, answer) in enumerate(posted(replica, *((data, "") for data in files))):
+        if files[place] is lying and not lying_fits:
+            assert (status, [*answer]) == (503, ["error"])
+            assert answer["error"].startswith("the image: the server's GPU has too little memory for it now; try again")
+        else:
+            assert status == 200
+            assert same(expected[place], rows_of(answer))
+    assert max(sizes) > 1  # they did come together
 
 
 def test_what_it_says_of_itself(model, url):

@@ -15,7 +15,8 @@ from msrcnn.errors import InputError
 from msrcnn.presets import Preset, for_ap
 from msrcnn.weights import save_model
 from pipelines.job import Job
-from pipelines.train_setup import pretrained_model
+from pipelines.options import TrainConfig
+from pipelines.train_setup import initial_model, pretrained_model
 from tests.training_runs import SMALL
 
 CATEGORIES = ((1, 1, "disk"), (2, 2, "square"), (3, 3, "star"))
@@ -33,9 +34,12 @@ def finished(tmp_path: Path) -> tuple[Path, MaskScoringRCNN]:
 def begun(file: Path, model: ModelConfig) -> tuple[MaskScoringRCNN, list[str]]:
     """What a training of `model` with seed 7 begins with, and its lines."""
     lines: list[str] = []
+    return pretrained_model(str(file), job_of(model), lines.append), lines
+
+
+def job_of(model: ModelConfig) -> Job:
     solver = replace(SolverConfig(), seed=7)
-    job = Job(model, solver, DataConfig(64, 64), CATEGORIES, 8, 2, 4, 0, 1, False, 60.0, "run", None)
-    return pretrained_model(str(file), job, lines.append), lines
+    return Job(model, solver, DataConfig(64, 64), CATEGORIES, 8, 2, 4, 0, 1, False, 60.0, "run", None)
 
 
 def same(one: MaskScoringRCNN, other: MaskScoringRCNN, head: bool) -> bool:
@@ -75,6 +79,23 @@ def test_a_further_head_that_ranks_by_another_power_goes_on(tmp_path: Path) -> N
     for name, tensor in again.state_dict().items():
         place = name.replace("heads.0.", "heads.x.").replace("heads.1.", "heads.0.").replace("heads.x.", "heads.1.")
         assert torch.equal(tensor, weights[place]), name
+
+
+def test_a_mask_rcnn_s_epsilon_is_the_one_that_is_given(tmp_path: Path) -> None:
+    variance = torch.linspace(0.1, 1, 64)
+    torch.save({"roi_heads.x": torch.zeros(1), "backbone.body.bn1.running_var": variance}, tmp_path / "mask_rcnn.pth")
+    given = {"shards": "shards", "run": "run", "weights": str(tmp_path / "mask_rcnn.pth")}
+    for eps, line in ((None, "is 1e-05, torchvision's default; fine-tuned"), (0.0, "is 0, as given")):
+        lines: list[str] = []
+        model = initial_model(
+            TrainConfig(**given, weights_eps=eps), job_of(replace(SMALL, norm="sync_bn")), lines.append
+        )
+        assert model is not None
+        held = model.backbone.trunk.bn1.running_var
+        torch.testing.assert_close(held, variance - 1e-5 * (eps == 0.0), rtol=0, atol=1e-7)
+        assert any(line in one for one in lines)
+    with pytest.raises(InputError, match=r"--weights-eps = 0\.0 is not accepted; it must be 0 or more, with --weights"):
+        TrainConfig(shards="shards", run="run", weights_eps=0.0)
 
 
 def test_weights_of_another_depth_are_refused(tmp_path: Path) -> None:
