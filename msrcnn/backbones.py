@@ -146,7 +146,7 @@ class Backbone(nn.Module):
             sizes: float [B, 2], height and width of each image inside the padding.
 
         Returns:
-            One [B, channels, H / stride, W / stride] a level, by ascending `strides`.
+            One [B, channels, H / stride, W / stride] a level, by ascending `strides`; rounded up in a pooled last one.
         """
         height, width = images.shape[-2:]
         x = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")  # [B, 3, H, W]
