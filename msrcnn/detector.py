@@ -153,7 +153,7 @@ class MaskScoringRCNN(nn.Module):
         losses: dict[str, Tensor] = {}
         shared = None
         if self.config.trained == "all":  # else neither the RPN's losses nor the box head serve what trains
-            losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.draws)
+            losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.sizes, batch.draws)
             of_boxes, shared = self.box_losses(pooler, batch.targets, rois)
             losses |= of_boxes
         # A pass without gradient comes last: what autocast keeps of the weights in the first serves the others.
