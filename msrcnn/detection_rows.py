@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from msrcnn.structures import Batch, Detections
 
 
 def detection_rows(
-    batch: Batch, found: Detections, images: list[ImageTruth], min_score: float | None = None
-) -> list[dict[str, Any]]:
-    """Detections as rows, one a detection: boxes in image pixels, masks pasted and encoded at image resolution.
+    batch: Batch, found: Detections, images: Sequence[ImageTruth], min_score: float | None = None
+) -> list[list[dict[str, Any]]]:
+    """Each image's detections as rows: boxes in image pixels, masks pasted and encoded at image resolution.
 
-    An image without a detection gives one row whose category is null.
+    An image without a detection has one row, without a category.
 
     Args:
         batch, found, images: what the detector was given, what it found, and the images' ids and sizes.
@@ -24,7 +25,7 @@ def detection_rows(
     """
     found = found.to("cpu")
     scores = found.mask_scores
-    rows: list[dict[str, Any]] = []
+    rows: list[list[dict[str, Any]]] = []
     for b, truth in enumerate(images):
         common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
         valid = found.valid[b] if min_score is None else found.valid[b] & (scores[b] >= float(min_score))  # [D]
@@ -38,5 +39,5 @@ def detection_rows(
             strict=True,
         )  # fmt: skip
         names = ("category", "bbox", "class_score", "maskiou", "maskious", "mask_score", "rle")
-        rows += [common | dict(zip(names, values, strict=True)) for values in columns] or [common]
+        rows.append([common | dict(zip(names, values, strict=True)) for values in columns] or [common])
     return rows

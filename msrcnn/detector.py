@@ -138,12 +138,14 @@ class MaskScoringRCNN(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
         """Losses by name (scalars; their sum is what to minimise) in training mode, else the detections."""
-        features = self.backbone(batch.images, batch.sizes)
-        logits, deltas = self.rpn.head(features)
-        anchors = self.rpn.anchors(features)
-        proposals = self.rpn.propose(logits, deltas, anchors, batch)
-        levels = len(self.config.levels)  # the pooled last level serves the RPN alone
-        pooler = PyramidPooler(features[:levels], self.backbone.strides[:levels])
+        # In testing nothing is kept for a backward pass, whoever calls.
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            features = self.backbone(batch.images, batch.sizes)
+            logits, deltas = self.rpn.head(features)
+            anchors = self.rpn.anchors(features)
+            proposals = self.rpn.propose(logits, deltas, anchors, batch)
+            levels = len(self.config.levels)  # the pooled last level serves the RPN alone
+            pooler = PyramidPooler(features[:levels], self.backbone.strides[:levels])
         if not self.training:
             return self.detect(pooler, proposals, batch)
         assert batch.targets is not None, "training needs targets"
@@ -151,7 +153,7 @@ class MaskScoringRCNN(nn.Module):
         losses: dict[str, Tensor] = {}
         shared = None
         if self.config.trained == "all":  # else neither the RPN's losses nor the box head serve what trains
-            losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.draws)
+            losses = self.rpn.losses(logits, deltas, anchors, batch.targets, batch.sizes, batch.draws)
             of_boxes, shared = self.box_losses(pooler, batch.targets, rois)
             losses |= of_boxes
         # A pass without gradient comes last: what autocast keeps of the weights in the first serves the others.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from msrcnn.data.batching import canvas_for, make_batch, resized_size
+from msrcnn.data.batching import make_batch, one_canvas_batches
 from msrcnn.data.decoding import MAX_PIXELS, ImageError, decode_unstated, rgb_image
 from msrcnn.data.rejected import Reason
 from msrcnn.detection_rows import detection_rows
@@ -216,25 +216,17 @@ def _detect(
     model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageError]], min_score: float | None
 ) -> list[Prediction | ImageError]:
     """Detections of a few decoded images, a step of the network for each padded shape among them."""
-    found: dict[int, Prediction | ImageError] = {}
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for place, (_, image) in enumerate(part):
-        if isinstance(image, ImageError):
-            found[place] = image
-        else:
-            size = resized_size(image.height, image.width, model.data)
-            shapes.setdefault(canvas_for([size], model.data), []).append(place)
-    for places in shapes.values():
-        images: list[Any] = [part[place][1] for place in places]
-        truths = [ImageTruth.unknown(place, i.height, i.width) for place, i in zip(places, images, strict=True)]
-        batch = make_batch(images, truths, model.data)
+    found: list[Any] = [image for _, image in part]
+    places = [place for place, image in enumerate(found) if not isinstance(image, ImageError)]
+    sizes = [ImageTruth.unknown(place, found[place].height, found[place].width) for place in places]
+    for same in one_canvas_batches(sizes, model.data, len(part)):
+        truths = [sizes[i] for i in same]
+        batch = make_batch([found[truth.image_id] for truth in truths], truths, model.data)
         detections: Detections = model.model(batch.to(model.device, non_blocking=True))
-        rows: dict[int, list[dict[str, Any]]] = {place: [] for place in places}
-        for row in detection_rows(batch, detections, truths, min_score):
-            rows[row["image_id"]] += [row] if "category" in row else []
-        for place, truth in zip(places, truths, strict=True):
-            found[place] = _prediction(part[place][0], truth, rows[place], model)
-    return [found[place] for place in range(len(part))]
+        for truth, rows in zip(truths, detection_rows(batch, detections, truths, min_score), strict=True):
+            detected = [row for row in rows if "category" in row]
+            found[truth.image_id] = _prediction(part[truth.image_id][0], truth, detected, model)
+    return found
 
 
 def _prediction(name: str, truth: ImageTruth, rows: list[dict[str, Any]], model: Checkpoint) -> Prediction:

@@ -92,13 +92,16 @@ class RegionProposals(nn.Module):
 
     def losses(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], targets: Targets,
-        draws: Tensor,
+        sizes: Tensor, draws: Tensor,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Objectness and box regression losses over a random subset of the anchors of each image.
+
+        Anchors that lie wholly in the padding are left out: there is nothing to tell from.
 
         Args:
             logits, deltas, anchors: as `RPNHead` and `anchors` give them, one a level.
             targets: ground truth of the batch.
+            sizes: float [B, 2], height and width of each image inside the padding.
             draws: int64 [B], what the random subsets follow from.
 
         Returns:
@@ -109,6 +112,7 @@ class RegionProposals(nn.Module):
         config = self.config
         with torch.no_grad():
             matches = match(anchor, targets.boxes, targets.valid, config.positive_iou, config.negative_iou, True)
+            matches.negative.logical_and_((anchor[..., :2] < sizes[:, None].flip(-1)).all(-1))  # [B, A]: x0, y0
             samples = subsample(matches, draws, config.samples, config.samples // 2, SALT)
         positives = max(1, config.samples // 2)
         count = samples.valid.sum().clamp(min=1)

@@ -7,23 +7,22 @@ was killed goes on with the row groups that have no part.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray.data
 import torch
 
 from msrcnn.config import DataConfig
-from msrcnn.data.batching import make_batch
+from msrcnn.data.batching import make_batch, one_canvas_batches
 from msrcnn.detection_rows import detection_rows
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.prediction import suited_batch
-from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Detections
 from msrcnn.weights import load_model
 from pipelines.ahead import ahead
@@ -45,8 +44,12 @@ DONE_ROW = pa.schema(
     ]
 )
 """What an actor says of a part that it wrote: `PartInfo`, and how long it took."""
-Rows = Callable[[], list[dict[str, Any]]]
-"""Pastes the masks of a batch that went through the network."""
+ImageRows = list[dict[str, Any]]
+Rows = Callable[[], list[ImageRows]]
+"""Pastes the masks of a batch that went through the network: the rows of each of its images."""
+Step = tuple[list[int], Rows]
+"""The places of a batch's images in the table, and their rows."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,15 @@ class Detector:
 def detected_rows(
     model: MaskScoringRCNN, data: DataConfig, device: torch.device, batch: int, table: pa.Table, beside: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The detection rows of a table of shard rows; an image that cannot be used has one row with its `error`.
+    """The detection rows of a table of shard rows, image by image; one that cannot be used has a row with its `error`.
+
+    An image's detections do not depend on the others: only images of one canvas share a batch.
 
     Args:
         model: in testing mode, on the device.
         data: how images are resized.
         device: of the model.
-        batch: images at a time; the next ones are decoded meanwhile.
+        batch: images at a time, at most; the next ones are decoded meanwhile.
         table: shard rows.
         beside: whether the masks of a batch are pasted while the network is at the next one, in a thread of their own:
             a GPU would wait for it, a CPU is busy with either.
@@ -107,50 +112,62 @@ def detected_rows(
         InputError: the GPU's memory does not suffice for a batch.
     """
 
-    def batch_of(part: slice) -> Batch:
-        ready = make_batch(images[part], truths[part], data)
+    def batch_of(places: list[int]) -> Batch:
+        ready = make_batch([images[i] for i in places], [truths[i] for i in places], data)
         return ready.pinned() if device.type == "cuda" else ready
 
-    def decode(part: slice) -> Batch | None:
+    def decode(places: list[int]) -> Batch | None:
         try:
-            return batch_of(part)
+            return batch_of(places)
         except InputError:
             return None
 
-    def detect(ready: Batch, of: list[ImageTruth]) -> Rows:
+    def detect(ready: Batch, places: list[int]) -> Step:
         with stated_memory(batch, data):
             found: Detections = model(ready.to(device, non_blocking=True))
-        return partial(detection_rows, ready, found.to("cpu"), of)
+        return places, partial(detection_rows, ready, found.to("cpu"), [truths[i] for i in places])
 
-    def attempt(number: int) -> Rows:
-        truth, alone = truths[number], slice(number, number + 1)
+    def attempt(place: int) -> Step:
+        truth = truths[place]
         try:
-            ready = batch_of(alone)
+            ready = batch_of([place])
         except InputError as error:
             row = {"image_id": truth.image_id, "height": truth.height, "width": truth.width, "error": str(error)}
-            return lambda: [row]
-        return detect(ready, [truth])
+            return [place], lambda: [[row]]
+        return detect(ready, [place])
 
-    def detected(decoder: Executor) -> Iterator[Rows]:
-        following = [decoder.submit(decode, part) for part in parts[:1]]
-        for i, part in enumerate(parts):
+    def detected(decoder: Executor) -> Iterator[Step]:
+        following = [decoder.submit(decode, places) for places in parts[:1]]
+        for i, places in enumerate(parts):
             ready = following.pop().result()
-            following = [decoder.submit(decode, part) for part in parts[i + 1 : i + 2]]
+            following = [decoder.submit(decode, places) for places in parts[i + 1 : i + 2]]
             if ready is not None:
-                yield detect(ready, truths[part])
+                yield detect(ready, places)
             else:  # one bad image must not cost the others of its batch
-                yield from map(attempt, range(part.start, part.stop))
+                yield from map(attempt, places)
 
     truths, images = truths_of(table), table["image"].to_pylist()
-    parts = [slice(start, min(start + batch, len(truths))) for start in range(0, len(truths), batch)]
+    parts = one_canvas_batches(truths, data, batch)
     with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as paster:
         steps = detected(decoder)
-        for rows in ahead(paster, _rows, steps, 2) if beside else map(_rows, steps):
+        for rows in in_order(ahead(paster, _rows, steps, 2) if beside else map(_rows, steps)):
             yield from rows
 
 
-def _rows(made: Rows) -> list[dict[str, Any]]:
-    return made()
+def _rows(step: Step) -> dict[int, ImageRows]:
+    places, made = step
+    return dict(zip(places, made(), strict=True))
+
+
+def in_order(found: Iterable[Mapping[int, T]]) -> Iterator[T]:
+    """What is found at the places 0, 1, 2, ..., each as soon as all before it are there."""
+    waiting: dict[int, T] = {}
+    place = 0
+    for some in found:
+        waiting |= some
+        while place in waiting:
+            yield waiting.pop(place)
+            place += 1
 
 
 def infer(groups: Sequence[RowGroup], job: DetectJob, pool: Pool) -> ray.data.Dataset:

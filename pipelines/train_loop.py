@@ -129,10 +129,11 @@ def distributed(job: Job, model: MaskScoringRCNN, watch: Watch) -> nn.Module:
 def step_images(job: Job, workers: int) -> Iterator[StepImages]:
     """This worker's share of every step's images, from the step on that comes next."""
     shard = ray.train.get_dataset_shard("train")
+    mixed = job.model.norm == "sync_bn"  # each part waits for all workers', so all must have equally many
     return iter(
         shard.iter_torch_batches(
             batch_size=slots_of(job.solver.batch, workers),
-            collate_fn=TrainingCollate(job.data, job.solver.seed, job.images_at_once),
+            collate_fn=TrainingCollate(job.data, job.solver.seed, job.images_at_once, mixed),
             prefetch_batches=PREFETCH,
             drop_last=True,
         )

@@ -64,6 +64,23 @@ def canvas_for(sizes: Sequence[tuple[int, int]], config: DataConfig) -> tuple[in
     return next((h, w) for h, w in canvases(config) if h >= height and w >= width)
 
 
+def own_canvas(truth: ImageTruth, config: DataConfig) -> tuple[int, int]:
+    """The one of `canvases` that an image has alone; a standing image's is higher than wide."""
+    return canvas_for([resized_size(truth.height, truth.width, config)], config)
+
+
+def one_canvas_batches(truths: Sequence[ImageTruth], config: DataConfig, most: int) -> list[list[int]]:
+    """The places of images in batches of at most `most` that all have the same `own_canvas`, the first image's first.
+
+    With others, most batches would have the square canvas, nearly twice the pixels, and an image's detections would
+    depend on its neighbours: GroupNorm's statistics are over the padding too.
+    """
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, truth in enumerate(truths):
+        places.setdefault(own_canvas(truth, config), []).append(place)
+    return sorted(of[i : i + most] for of in places.values() for i in range(0, len(of), most))
+
+
 def make_batch(
     images: Sequence[bytes | Image.Image],
     truths: Sequence[ImageTruth],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ from msrcnn.data.batching import make_batch
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.maskiou_heads import loss_names
 from msrcnn.proposals import Proposals
+from msrcnn.structures import Batch
 from tests.tiny import C4, CONFIG, DATA, LOSSES, batch_of, detections_of, losses_of, make_model, shape_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -305,6 +307,24 @@ def test_a_batch_gives_what_its_images_give() -> None:
         for name in ("boxes", "class_scores", "maskious", "masks", "mask_scores"):
             got, want = getattr(both, name)[b, valid], getattr(one, name)[0, valid]
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{}, C4], ids=["fpn", "c4"])
+def test_testing_keeps_nothing_for_a_backward_pass(change: dict[str, Any]) -> None:
+    """Kept activations are most of a step's memory; callers that do not think of gradients must not pay for it."""
+    model, batch = make_model(dataclasses.replace(CONFIG, **change), sure=True), batch_of("all", "all")
+
+    def kept(forward: Callable[[MaskScoringRCNN, Batch], Any]) -> int:
+        tensors: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: tensors.append(x) or x, lambda x: x):
+            forward(model, batch)
+        return len(tensors)
+
+    assert kept(detections_of) == 0
+    assert kept(losses_of) > 100
+    with torch.no_grad():
+        assert kept(losses_of) == 0
+    assert torch.is_grad_enabled()
 
 
 def test_the_maskiou_head_does_not_touch_boxes_or_their_ranking() -> None:

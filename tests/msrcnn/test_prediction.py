@@ -57,7 +57,7 @@ def same(one: Prediction, other: Prediction) -> bool:
 def test_the_detections_are_the_detectors(model):
     data, truth = shape_image(0)
     batch = make_batch([data], [truth], DATA)
-    rows = detection_rows(batch, detections_of(model.model, batch), [truth])
+    (rows,) = detection_rows(batch, detections_of(model.model, batch), [truth])
     rows.sort(key=lambda row: -row["mask_score"])
 
     (found,) = predict(model, data)

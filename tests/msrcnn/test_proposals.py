@@ -18,6 +18,8 @@ from msrcnn.structures import Batch, Targets
 
 HEIGHT, WIDTH, CHANNELS = 128, 160, 8
 SIZES = [(128, 160), (100, 131), (77, 160)]
+FULL = torch.tensor([[128.0, 160]] * 3)
+"""Sizes of images that fill the batch."""
 STRIDES = [8, 16, 32]
 ANCHOR_SIZES = ((16, 24), (32, 48), (64, 96))
 
@@ -130,12 +132,13 @@ def test_boxes_without_area_are_no_proposals() -> None:
 
 @pytest.mark.parametrize("samples", [256, 40])
 def test_losses_equal_torchvision(samples: int) -> None:
+    """On images that fill the batch: torchvision takes negatives from the padding too."""
     ours, maps, targets, batch = make_rpn(samples=samples, positive_iou=0.5), features(3), some_targets(4), some_batch()
     spread(ours, 3)
     theirs = torchvision_rpn(ours)
     logits, deltas = ours.head(maps)
     anchors = ours.anchors(maps)
-    got = ours.losses(logits, deltas, anchors, targets, batch.draws)
+    got = ours.losses(logits, deltas, anchors, targets, FULL, batch.draws)
 
     truth = [{"boxes": b[v]} for b, v in zip(targets.boxes, targets.valid, strict=True)]
     labels, matched = theirs.assign_targets_to_anchors([torch.cat(anchors)] * 3, truth)
@@ -160,6 +163,33 @@ def test_losses_equal_torchvision(samples: int) -> None:
     assert box > 0
 
 
+def test_no_negative_is_drawn_from_the_padding() -> None:
+    """The gradient of the objectness shows which anchors were drawn, its sign what they were drawn as."""
+    ours, maps, targets, batch = make_rpn(samples=64), features(6), some_targets(7), some_batch()
+    anchors = ours.anchors(maps)
+
+    def drawn(sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Which anchors were drawn as positive and as negative, bool [3, A]."""
+        logits, deltas = ours.head(maps)
+        loss = ours.losses(logits, deltas, anchors, targets, sizes, batch.draws)["rpn_objectness"]
+        gradient = torch.cat(torch.autograd.grad(loss, logits), 1)
+        return gradient < 0, gradient > 0
+
+    sizes = torch.tensor([[128.0, 160], [64, 160], [100, 70]])
+    x0, y0, x1, y1 = torch.cat(anchors).T[:, None]  # [1, A] each
+    height, width = sizes[:, :1], sizes[:, 1:]  # [3, 1] each
+    outside = (x0 >= width) | (y0 >= height)
+    positive, negative = drawn(sizes)
+    before = drawn(FULL)
+    assert not outside[0].any()
+    assert (before[1] & outside)[1:].sum(1).min() > 5
+    assert not (negative & outside).any()
+    assert (negative & ~outside & ((x1 > width) | (y1 > height))).sum(1).min() > 0  # across the border
+    assert (positive | negative).sum(1).tolist() == [64] * 3
+    assert torch.equal(positive, before[0])
+    assert torch.equal(negative[0], before[1][0])
+
+
 @pytest.mark.parametrize("slots", [0, 4])
 def test_losses_without_any_instance(slots: int) -> None:
     ours, maps, batch = make_rpn(), features(5), some_batch()
@@ -168,7 +198,7 @@ def test_losses_without_any_instance(slots: int) -> None:
         pack_crops([[]] * 3, slots)
     )  # fmt: skip
     logits, deltas = ours.head(maps)
-    losses = ours.losses(logits, deltas, ours.anchors(maps), empty, batch.draws)
+    losses = ours.losses(logits, deltas, ours.anchors(maps), empty, batch.sizes, batch.draws)
     assert losses["rpn_box"] == 0
     assert 0 < losses["rpn_objectness"].item() < 2
     sum(losses.values()).backward()  # type: ignore[union-attr]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data
 import torch
+from PIL import Image
 
 import pipelines.inference as inference
 from msrcnn.detection_rows import detection_rows
 from msrcnn.errors import InputError
+from msrcnn.prediction import predict
+from msrcnn.rows import ImageTruth
+from msrcnn.structures import Batch
+from msrcnn.weights import Checkpoint
 from pipelines.inference import detected_rows
 from pipelines.job_rows import job_rows
 from pipelines.schema import DETECTION_ROW, SHARD_ROW
+from tests.predicting import CATEGORIES
 from tests.stored_scenes import truth_row
-from tests.tiny import DATA, make_model, shape_image
+from tests.tiny import DATA, SIDE, make_model, shape_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -61,7 +70,7 @@ def test_masks_are_pasted_while_the_network_is_at_the_next_images(model, table, 
             at_second.set()
         return model(batch)
 
-    def paste(*of: Any) -> list[dict[str, Any]]:
+    def paste(*of: Any) -> list[list[dict[str, Any]]]:
         assert at_second.wait(20)
         return detection_rows(*of)
 
@@ -75,7 +84,7 @@ def test_masks_are_pasted_while_the_network_is_at_the_next_images(model, table, 
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_fails_in_pasting_is_raised_and_nothing_runs_on(model, table, monkeypatch, beside):
-    def paste(batch: Any, *of: Any) -> list[dict[str, Any]]:
+    def paste(batch: Any, *of: Any) -> list[list[dict[str, Any]]]:
         if 4 in batch.image_ids:
             raise RuntimeError("pasting failed")
         return detection_rows(batch, *of)
@@ -90,6 +99,37 @@ def test_what_fails_in_pasting_is_raised_and_nothing_runs_on(model, table, monke
     assert next(rows)["image_id"] == 0
     rows.close()
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_image_does_not_depend_on_its_neighbours(beside):
+    """Lying and standing images in turn: as `predict` finds them alone, in their order, with GroupNorm over each."""
+    data = replace(DATA, short_side=SIDE * 2 // 3)
+    rows, expected = [], []
+    model = Checkpoint(make_model(sure=True).eval(), data, CATEGORIES)
+    for number in range(5):
+        image = Image.open(io.BytesIO(shape_image(number)[0])).convert("RGB")
+        image = image.crop((0, 0, SIDE, SIDE // 2) if number % 2 == 0 else (0, 0, SIDE // 2, SIDE))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        rows.append(truth_row(ImageTruth.unknown(number, image.height, image.width), file.getvalue()))
+        expected += predict(model, image)
+    shapes = []
+
+    def network(batch: Batch) -> Any:
+        shapes.append(tuple(batch.images.shape))
+        return model.model(batch)
+
+    table = pa.Table.from_pylist(rows, SHARD_ROW)
+    found = list(detected_rows(network, data, CPU, 4, table, beside))  # type: ignore[arg-type]
+    assert shapes == [(3, 3, 64, 96), (2, 3, 96, 64)]
+    assert list(dict.fromkeys(row["image_id"] for row in found)) == list(range(5))
+    for number, wanted in enumerate(expected):
+        of_image = sorted((r for r in found if r["image_id"] == number), key=lambda r: -r["mask_score"])
+        assert len(of_image) == len(wanted) > 3
+        assert [r["mask_score"] for r in of_image] == pytest.approx(wanted.mask_scores, abs=1e-5)
+        assert np.array([r["bbox"] for r in of_image]) == pytest.approx(wanted.boxes, abs=1e-3)
+        assert sum(r["rle"] == rle for r, rle in zip(of_image, wanted.rles, strict=True)) >= len(wanted) - 1
 
 
 def out_of_memory(_: Any) -> Any:

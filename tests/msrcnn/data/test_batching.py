@@ -13,7 +13,16 @@ import torch
 from PIL import Image
 
 from msrcnn.config import DataConfig
-from msrcnn.data.batching import DIVISOR, canvas_for, canvases, draw, make_batch, resized_size
+from msrcnn.data.batching import (
+    DIVISOR,
+    canvas_for,
+    canvases,
+    draw,
+    make_batch,
+    one_canvas_batches,
+    own_canvas,
+    resized_size,
+)
 from msrcnn.errors import InputError
 from msrcnn.masks import sample_on_rois
 from msrcnn.rows import ImageTruth
@@ -104,6 +113,34 @@ def test_common_shapes_waste_little() -> None:
     assert canvas_for([(600, 899)], R18) == (608, 928)
     assert canvas_for([(899, 600)], R18) == (928, 608)
     assert canvas_for([(600, 800), (800, 600)], R18) == (1024, 1024)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_batches_of_one_canvas(most: int) -> None:
+    rng = np.random.default_rng(most)
+    sides = rng.choice([300, 427, 480, 640], (50, 2)).tolist()
+    truths = [ImageTruth.unknown(7, height, width) for height, width in sides]
+    batches = one_canvas_batches(truths, R18, most)
+    assert sorted(place for places in batches for place in places) == list(range(50))
+    assert batches == sorted(batches)
+    full = 0
+    for places in batches:
+        (canvas,) = {own_canvas(truths[place], R18) for place in places}
+        assert canvas == canvas_for([resized_size(*sides[place], R18) for place in places], R18)
+        assert places == sorted(places)
+        full += len(places) == most
+    kinds = {own_canvas(truth, R18) for truth in truths}
+    assert len(kinds) > 4
+    assert 1 <= len(batches) - full <= len(kinds) or most == 1
+
+
+def test_a_standing_image_does_not_make_lying_ones_square() -> None:
+    """Every fourth of COCO's images stands."""
+    truths = [ImageTruth.unknown(i, *((640, 480) if i % 4 == 0 else (480, 640))) for i in range(32)]
+    batches = one_canvas_batches(truths, R18, 8)
+    assert [len(places) for places in batches] == [8] * 4
+    canvases = [canvas_for([resized_size(truths[i].height, truths[i].width, R18) for i in b], R18) for b in batches]
+    assert sorted(canvases) == [(608, 800)] * 3 + [(800, 608)]
 
 
 def test_pixels_are_resized_padded_and_in_rgb_order() -> None:
