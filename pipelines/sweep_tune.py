@@ -8,15 +8,18 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from pipelines.progress import duration
 from pipelines.storage import Location, locate
@@ -42,6 +45,8 @@ TRIAL = "trial"
 """The only parameter of trials that are known beforehand: the name."""
 TRIAL_CPUS = 0.1
 """Of the process that drives a trial's training and evaluation, which ask for what they need themselves."""
+TRIES = 4
+"""Times that a trial is begun whose process is lost again and again; it goes on where it was."""
 LOOK_SECONDS = 1.0
 NO_LIMIT = 100_000
 """Epochs after which a scheduler would end a trial; trials end by themselves."""
@@ -56,10 +61,17 @@ ENVIRONMENT = {
 }
 
 
+class Failure(NamedTuple):
+    """Why a trial ended without an outcome."""
+
+    reason: str
+    lost: bool  # with its process, as when its node is taken away: no fault of its own
+
+
 def run_trials(
     plan: Plan, config: SweepConfig, out: Location, parent: str, concurrent: int, log: Callable[[str], None]
 ) -> dict[str, str]:
-    """Runs the trials that have no outcome yet.
+    """Runs the trials that have no outcome yet; those whose process is lost, with its node perhaps, again.
 
     Tune's own state is dropped with the run: what is in `out` tells where each trial is, what a Bayesian search has
     seen, and the numbers of the trials that a scheduler compares others with.
@@ -71,11 +83,9 @@ def run_trials(
     Returns:
         why trials failed, by name.
     """
-    begun = _begun(plan, out) if plan.search is not None else {}
-    known = begun or plan.trials
-    missing = {name: trial for name, trial in known.items() if outcome(out, trial, config.asha) is None}
+    known, missing = _known(plan, config, out)
     done = len(known) - len(missing)
-    number = len(plan.trials) if plan.search is None else max(plan.search.samples, len(begun))
+    number = len(plan.trials) if plan.search is None else max(plan.search.samples, len(known))
     if done == number:
         log(f"{counted(number)}, all done already")
         return {}
@@ -83,17 +93,43 @@ def run_trials(
     keep_keys()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
     log(f"{counted(number)}, {min(number, concurrent)} at a time" + (f"; {done} done already" if done else ""))
-    failures: dict[str, str] = {}
+    failures: dict[str, Failure] = {}
+    held = reservations()
     with watched(out, number, done, log):
-        if missing:
-            scheduler, space = _scheduler(config, known, out), {TRIAL: tune.grid_search([*missing])}
-            failures |= _run(_planned_trial, missing, space, out, parent, concurrent, log, scheduler=scheduler)
-        if plan.search is not None and len(begun) < number:
-            seen = _begun(plan, out)
-            scheduler, search = _scheduler(config, seen, out), _search_algorithm(plan, seen, out)
-            failures |= _run(_searched_trial, plan.maker, {}, out, parent, concurrent, log, scheduler=scheduler,
-                             search_alg=search, num_samples=number - len(begun))  # fmt: skip
-    return failures
+        for _ in range(TRIES):
+            known, missing = _known(plan, config, out)
+            missing = {name: trial for name, trial in missing.items() if name not in failures or failures[name].lost}
+            failures = {name: failure for name, failure in failures.items() if not failure.lost}
+            if missing:
+                scheduler, space = _scheduler(config, known, out), {TRIAL: tune.grid_search([*missing])}
+                failures |= _run(_planned_trial, missing, space, out, parent, concurrent, log, scheduler=scheduler)
+            if plan.search is not None and len(known) < number:
+                seen = _begun(plan, out)
+                scheduler, search = _scheduler(config, seen, out), _search_algorithm(plan, seen, out)
+                failures |= _run(_searched_trial, plan.maker, {}, out, parent, concurrent, log, scheduler=scheduler,
+                                 search_alg=search, num_samples=number - len(known))  # fmt: skip
+            if not any(failure.lost for failure in failures.values()):
+                break
+            give_back(reservations() - held)
+    return {name: failure.reason for name, failure in failures.items()}
+
+
+def _known(plan: Plan, config: SweepConfig, out: Location) -> tuple[dict[str, Trial], dict[str, Trial]]:
+    """The trials that are known, of a Bayesian search those that were begun; and of these the ones without outcome."""
+    known = plan.trials if plan.search is None else _begun(plan, out)
+    return dict(known), {name: t for name, t in known.items() if outcome(out, t, config.asha) is None}
+
+
+def reservations() -> set[str]:
+    """The placement groups of this job, by their ids in hexadecimal, whose end is the job's."""
+    job = ray.get_runtime_context().get_job_id()
+    return {name for name, of in placement_group_table().items() if name.endswith(job) and of["state"] != "REMOVED"}
+
+
+def give_back(groups: Iterable[str]) -> None:
+    """Removes what the workers of lost trials had reserved: Ray Train itself only does where Ray has a dashboard."""
+    for name in groups:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def keep_keys() -> None:
@@ -104,7 +140,7 @@ def keep_keys() -> None:
 def _run(
     function: Callable[..., None], trials: Any, space: dict[str, Any], out: Location, parent: str, concurrent: int,
     log: Callable[[str], None], **settings: Any,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, Failure]:  # fmt: skip
     """One run of Tune; why trials failed, by name."""
     with tempfile.TemporaryDirectory(prefix="msrcnn-tune-") as folder:
         results = tune.Tuner(
@@ -115,14 +151,16 @@ def _run(
             tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, trial_dirname_creator=_folder_of, **settings),
             run_config=tune.RunConfig(name="sweep", storage_path=folder, verbose=0),
         ).fit()
-    failures = {}
+    failures: dict[str, Failure] = {}
     for result in (results[i] for i in range(len(results))):
         found = result.config or {}
         trial = trials.suggested(found) if isinstance(trials, TrialMaker) else trials[found[TRIAL]]
         settled = read_result(out, trial.name) is not None
         if result.error is not None and not settled:
-            failures[trial.name] = reason_of(result.error)
-            log(f"trial {trial.name} failed: {failures[trial.name]}")
+            failure = Failure(reason_of(result.error), isinstance(result.error, RayActorError))
+            failures[trial.name] = failure
+            how = "lost its process" if failure.lost else "failed"
+            log(f"trial {trial.name} {how}: {failure.reason}")
         elif not settled and result.metrics and AP in result.metrics:  # stopped, and ended before it could say so
             write_result(out, trial.name, stopped(result.metrics, trial.settings))
     return failures

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,6 +139,34 @@ def test_a_killed_sweep_is_finished_by_the_same_command(shards, tmp_path):
     sweep.start()
     assert sweep.finish() == 0
     assert "4 trials, all done already" in sweep.log()
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_lost_goes_on(shards, tmp_path):
+    """As with a node that is taken away: by the same command, from its last checkpoint; one that fails is not tried."""
+    file = space(tmp_path, f"""
+[[rows]]
+name = "begins with what is not there"
+settings = {{weights = "{tmp_path}/absent.pt"}}
+[[rows]]
+name = "small steps"
+settings = {{solver.lr = 0.01}}
+""")  # fmt: skip
+    sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "3", "--concurrent", "1"])
+    sweep.start()
+    deadline = time.monotonic() + 400
+    while not [*sweep.out.glob("runs/*/step-*")]:
+        sweep.check_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert sweep.kill_process("ray::ImplicitFunc")
+    sweep.wait_for("lost its process")
+    assert sweep.finish() == 1
+    assert len(re.findall(r"trial \S+ failed: .*absent\.pt", sweep.log())) == 1
+    (result,) = sweep.results().values()
+    assert result["epoch"] == 3
+    (log,) = [file.read_text() for file in sweep.out.glob("logs/*.txt") if "trained in" in file.read_text()]
+    assert re.search(r"begins at step [1-9]", log)  # not from the beginning
 
 
 @pytest.mark.slow
