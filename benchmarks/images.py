@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from msrcnn.data.coco import ImageRecord  # reads with pycocotools, which drawn images do without
 
 HEIGHT, WIDTH = 480, 640
-"""Pixels of a drawn image, COCO's most frequent size."""
+"""Pixels of a drawn image that lies, COCO's most frequent size."""
+STANDING = 4
+"""Every so-manieth drawn image stands where both kinds are wanted, about as in COCO (26%)."""
 INSTANCES = (4, 11)
 """Instances of a drawn image, COCO's mean of 7.3 between the limits."""
 SIDES = (16.0, 300.0)
@@ -74,26 +76,31 @@ def read_truth(record: ImageRecord, numbers: dict[int, int]) -> ImageTruth:
     )  # fmt: skip
 
 
-def read_samples(images: Path, annotations: Path, most: int) -> list[Sample]:
-    """The first `most` lying images of a COCO file with at least as many annotations as a drawn image may have."""
+def read_samples(images: Path, annotations: Path, most: int, lying: bool) -> list[Sample]:
+    """The first `most` images of a COCO file with at least as many annotations as a drawn image may have.
+
+    `lying`: only such.
+    """
     from msrcnn.data.coco import read_coco
 
     dataset = read_coco(annotations)
     numbers = {category.source_id: i for i, category in enumerate(dataset.categories, start=1)}
-    chosen = [r for r in dataset.images if r.width > r.height and len(r.annotations) >= INSTANCES[0]][:most]
+    wanted = (r for r in dataset.images if r.width > r.height or not lying)
+    chosen = [r for r in wanted if len(r.annotations) >= INSTANCES[0]][:most]
     return [((images / r.file_name).read_bytes(), read_truth(r, numbers)) for r in chosen]
 
 
-def draw_sample(image_id: int, seed: int) -> Sample:
+def draw_sample(image_id: int, seed: int, stands: bool = False) -> Sample:
     """A noisy image with ellipses, a function of its arguments alone."""
     rng = np.random.default_rng([seed, image_id])
-    pixels = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    height, width = (WIDTH, HEIGHT) if stands else (HEIGHT, WIDTH)
+    pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     count = int(rng.integers(INSTANCES[0], INSTANCES[1] + 1))
     boxes = np.zeros((count, 4), np.float32)
     areas, ellipses = np.zeros(count, np.float32), []
     for g in range(count):
         w, h = np.exp(rng.uniform(np.log(SIDES[0]), np.log(SIDES[1]), 2)).astype(int)
-        left, top = int(rng.integers(0, WIDTH - w + 1)), int(rng.integers(0, HEIGHT - h + 1))
+        left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
         y, x = (np.arange(h) + 0.5) * 2 / h - 1, (np.arange(w) + 0.5) * 2 / w - 1
         ellipse = y[:, None] ** 2 + x[None, :] ** 2 <= 1  # [h, w]
         pixels[top : top + h, left : left + w][ellipse] = rng.integers(0, 256, 3)
@@ -103,18 +110,25 @@ def draw_sample(image_id: int, seed: int) -> Sample:
     Image.fromarray(pixels).save(encoded, format="PNG")
     categories = rng.integers(1, CATEGORIES + 1, count).astype(np.int32)
     corners = [(int(left), int(top)) for left, top in boxes[:, :2]]
-    rles, crowd = encode_crops(ellipses, corners, HEIGHT, WIDTH), np.zeros(count, bool)
-    truth = ImageTruth(image_id, HEIGHT, WIDTH, np.arange(count), categories, boxes, areas, crowd, rles)
+    rles, crowd = encode_crops(ellipses, corners, height, width), np.zeros(count, bool)
+    truth = ImageTruth(image_id, height, width, np.arange(count), categories, boxes, areas, crowd, rles)
     return encoded.getvalue(), truth
 
 
-def samples(count: int, seed: int) -> tuple[list[Sample], str]:
-    """`count` lying images with instances, and where they are from."""
+def samples(count: int, seed: int, lying: bool = False) -> tuple[list[Sample], str]:
+    """`count` images with instances, and where they are from.
+
+    Args:
+        count: of the images.
+        seed: of drawn ones.
+        lying: whether all lie, for what is measured on a single batch; else some stand, as in COCO.
+    """
     folder = data_folder()
     if folder is None:
-        return [draw_sample(i, seed) for i in range(count)], "drawn (MSRCNN_DATA is not set)"
+        drawn = [draw_sample(i, seed, not lying and i % STANDING == 0) for i in range(count)]
+        return drawn, "drawn (MSRCNN_DATA is not set)"
     root = folder / "coco_sample"
-    found = read_samples(root / "val2017", root / "annotations" / "instances_val2017.json", count)
+    found = read_samples(root / "val2017", root / "annotations" / "instances_val2017.json", count, lying)
     return found, "COCO val2017"
 
 

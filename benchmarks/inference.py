@@ -1,9 +1,10 @@
 """Images a second from encoded images to detection rows: ours, and torchvision's Mask R-CNN, both R18-FPN on C4 and C5.
 
-ours: what an inference process does with a row group of a shard: decode, resize, detect in batches, paste and encode
-inside boxes, rows. torchvision: decode, its Mask R-CNN image by image (its own resizing, pasting into full images),
-masks cut at 0.5, pycocotools' encoding, rows. Anchors, proposals, hard NMS at 0.5, score threshold 0.05 and 100
-detections an image are the same; weights are random, with class scores spread out as a trained network's are.
+ours: what an inference process does with a row group of a shard: decode, resize, detect in batches of one padded
+shape, paste and encode inside boxes (on a GPU in a thread beside the network), rows. torchvision: decode, its Mask
+R-CNN image by image (its own resizing, pasting into full images), masks cut at 0.5, pycocotools' encoding, rows.
+Anchors, proposals, hard NMS at 0.5, score threshold 0.05 and 100 detections an image are the same; weights are random,
+with class scores spread out as a trained network's are.
 
 `ratio` compares ours without its MaskIoU head, so that both do the same job, `ratio_with_head` ours with it. The
 command fails where a side has not found 100 detections in every image.
@@ -136,7 +137,8 @@ def main() -> int:
     theirs = make_theirs(preset.model, data, args.seed).to(args.device)
 
     def ours(head: bool) -> pa.Table:
-        rows = list(detected_rows(models[head], data, args.device, batch, table))
+        beside = args.device.type == "cuda"
+        rows = list(detected_rows(models[head], data, args.device, batch, table, beside))
         return pa.Table.from_pylist(rows, DETECTION_ROW)
 
     sides: dict[str, Rows] = {

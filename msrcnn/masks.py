@@ -14,6 +14,9 @@ from msrcnn.structures import Batch, RaggedMasks
 
 POINTS_PER_BIN = 3
 """Along each axis: a bin's coverage is counted at 3 x 3 points, enough for a 28 x 28 grid on COCO's instances."""
+HELD_PIXELS = 1 << 26
+"""Pixels of pasted masks beyond which they are encoded before more are pasted. Encoding takes twice as many bytes more:
+100 boxes that fill an image of 50 megapixels would need 15 GB."""
 
 
 def pack_crops(images: Sequence[Sequence[tuple[np.ndarray, tuple[int, int, int, int]]]], slots: int) -> RaggedMasks:
@@ -122,8 +125,11 @@ def paste_and_encode(probabilities: Tensor, boxes: Tensor, height: int, width: i
         COCO compressed counts of each [height, width] mask, the bits that pycocotools gives for the pasted masks.
     """
     size = probabilities.shape[-1]
+    encoded: list[bytes] = []
     padded = F.pad(probabilities.float().cpu(), (1, 1, 1, 1))[:, None]  # [D, 1, M + 2, M + 2]
-    crops, corners = [], []
+    crops: list[np.ndarray] = []
+    corners: list[tuple[int, int]] = []
+    held = 0
     for mask, box in zip(padded, boxes.float().cpu().numpy(), strict=True):
         x0, y0, x1, y1 = _expanded_box(box, size, size + 2)
         w, h = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
@@ -132,4 +138,8 @@ def paste_and_encode(probabilities: Tensor, boxes: Tensor, height: int, width: i
         bottom, right = max(min(y1 + 1, height), top), max(min(x1 + 1, width), left)  # empty where outside the image
         crops.append(resized[top - y0 : bottom - y0, left - x0 : right - x0].numpy() > 0.5)
         corners.append((left, top))
-    return encode_crops(crops, corners, height, width)
+        held += crops[-1].size
+        if held > HELD_PIXELS:
+            encoded += encode_crops(crops, corners, height, width)
+            crops, corners, held = [], [], 0
+    return encoded + encode_crops(crops, corners, height, width)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import head_cost, mask_output
-from benchmarks.images import INSTANCES, busy, draw_sample, full_image_masks, training_batch
+from benchmarks.images import INSTANCES, busy, draw_sample, full_image_masks, samples, training_batch
 from benchmarks.train_sides import dense_batch
 from msrcnn.config import DataConfig
 from msrcnn.data.batching import decode_image
@@ -31,6 +31,17 @@ def test_drawn_images_are_what_their_instances_say() -> None:
         assert draw_sample(image_id, 3)[0] == encoded
     assert images[0][0] != images[1][0]
     assert draw_sample(0, 4)[0] != images[0][0]
+
+
+def test_some_images_stand_where_lying_ones_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSRCNN_DATA", raising=False)
+    mixed, lying = (samples(8, 0, lying=lying)[0] for lying in (False, True))
+    assert sum(truth.height > truth.width for _, truth in mixed) == 2
+    assert all(truth.height < truth.width for _, truth in lying)
+    for encoded, truth in mixed[:2]:
+        assert decode_image(encoded, truth.height, truth.width, "drawn").size == (truth.width, truth.height)
+        rles = [{"size": [truth.height, truth.width], "counts": rle} for rle in truth.rles]
+        assert np.array_equal(coco_mask.area(rles), truth.areas)
 
 
 def test_both_sides_of_the_train_step_have_the_same_instances() -> None:

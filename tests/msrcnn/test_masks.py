@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+import msrcnn.masks as masks_module
 from msrcnn.masks import POINTS_PER_BIN, pack_crops, paste_and_encode, sample_on_rois, whole_instance_iou
-from msrcnn.rle import decode_crop
+from msrcnn.rle import decode_crop, encode_crops
 from msrcnn.structures import Batch, RaggedMasks
 
 HEIGHT, WIDTH = 150, 210
@@ -230,6 +233,30 @@ def test_pasting_gives_the_bits_of_torchvision_and_pycocotools(seed: int) -> Non
     rough = torch.rand(len(boxes), 28, 28, generator=generator)
     for probabilities in (smooth, rough, torch.zeros_like(rough), torch.ones_like(rough)):
         assert paste_and_encode(probabilities, boxes, HEIGHT, WIDTH) == dense(probabilities, boxes, HEIGHT, WIDTH)
+
+
+def test_few_pasted_pixels_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as they are more than the limit they are encoded: at most the limit and one mask; the same bits."""
+    generator = torch.Generator().manual_seed(5)
+    low = torch.rand(40, 2, generator=generator) * torch.tensor([200.0, 140])
+    boxes = torch.cat([low, low + torch.rand(40, 2, generator=generator) * 70], 1)
+    probabilities = torch.rand(40, 28, 28, generator=generator)
+    expected = paste_and_encode(probabilities, boxes, HEIGHT, WIDTH)
+    held: list[int] = []
+
+    def counted(crops: list[np.ndarray], *of: Any) -> list[bytes]:
+        sizes = [crop.size for crop in crops]
+        held.append(sum(sizes))
+        assert sum(sizes[:-1]) <= limit
+        return encode_crops(crops, *of)
+
+    monkeypatch.setattr(masks_module, "encode_crops", counted)
+    for limit in (0, 1000, 8000):
+        held.clear()
+        monkeypatch.setattr(masks_module, "HELD_PIXELS", limit)
+        assert paste_and_encode(probabilities, boxes, HEIGHT, WIDTH) == expected
+        assert len(held) > 2
+        assert all(pixels > limit for pixels in held[:-1])
 
 
 def test_a_box_beyond_the_image_gives_an_empty_mask() -> None:
