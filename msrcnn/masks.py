@@ -30,7 +30,7 @@ def pack_crops(images: Sequence[Sequence[tuple[np.ndarray, tuple[int, int, int, 
             boxes[b, g], offsets[b, g] = box, end
             parts.append(crop.reshape(-1))  # [h * w]
             end += crop.size
-    data = np.concatenate(parts) if parts else np.zeros(1, dtype=np.uint8)
+    data = np.concatenate(parts) if end else np.zeros(1, dtype=np.uint8)  # never empty: slots without a mask read at 0
     return RaggedMasks(torch.from_numpy(data), torch.from_numpy(offsets), torch.from_numpy(boxes))
 
 

@@ -118,7 +118,9 @@ def test_an_empty_slot_and_an_empty_batch_cover_nothing() -> None:
     filled = ragged([blobs(1, rng)])
     assert sample_on_rois(filled, batch, zero, zero, boxes, 7).any()
     assert not sample_on_rois(filled, batch, zero, zero + 1, boxes, 7).any()
-    assert not sample_on_rois(pack_crops([[]], 1), batch, zero, zero, boxes, 7).any()
+    empty = np.zeros((0, 0), np.uint8), (0, 0, 0, 0)
+    for crops in ([], [empty]):
+        assert not sample_on_rois(pack_crops([crops], 1), batch, zero, zero, boxes, 7).any()
 
 
 def grid(rows: slice, columns: slice) -> Tensor:
