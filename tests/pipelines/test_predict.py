@@ -392,7 +392,7 @@ def test_a_broken_video_costs_no_other(run, here):
 
 
 def test_images_model_and_results_behind_urls(run, model, here):
-    with object_store(here) as url:
+    with object_store() as url:
         write_image(here / "a.png", 0)
         write_image(here / "b.jpg", 1)
         write_video(here / "c.mp4", [0, 100])

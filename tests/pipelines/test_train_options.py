@@ -95,7 +95,7 @@ def test_a_run_directory_behind_a_url_and_old_weights(trained, shards, tmp_path)
     from pipelines.train import train
 
     source = trained[0].run / "step-00000005"
-    with object_store(tmp_path) as place:
+    with object_store() as place:
         url = place.format("runs/second")
         run = locate(url)
         config = replace(
