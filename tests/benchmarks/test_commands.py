@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import memory
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,12 +36,16 @@ def test_mask_output() -> None:
     assert found["full_images_ms"] > found["inside_boxes_ms"] > 0
 
 
-def test_memory_without_data_says_what_to_set() -> None:
-    done = run("memory")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "MSRCNN_DATA" in done.stderr
+def test_memory_without_data_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MSRCNN_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["memory", "--quick"])
+    assert memory.main() == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "MSRCNN_DATA" in said.err
 
 
 @pytest.mark.slow

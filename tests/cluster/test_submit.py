@@ -43,10 +43,11 @@ def test_a_job_is_followed_to_its_end_and_its_exit_code_is_ours(laptop, tmp_path
     printed = laptop.run("logs", job, "--no-follow")
     assert f"{out}: 3 training" in printed.stdout
     assert laptop.run("logs", job).returncode == 0
-    again = laptop.run("submit", "data", str(tmp_path))  # fails there: no shards
+    again = laptop.run("submit", "shapes", "--out", str(out))  # fails there: the folder is full
     assert again.returncode == 2, again.stdout + again.stderr
-    assert re.search(r"msrcnn: .*manifest", again.stdout)
-    assert re.search(r"job data-\w{6} failed with exit code 2", again.stdout)
+    assert f"job {job}-2 submitted" in again.stdout
+    assert f"msrcnn: {out}: " in again.stdout
+    assert f"job {job}-2 failed with exit code 2" in again.stdout
 
 
 @pytest.mark.slow
@@ -106,11 +107,14 @@ def test_interrupted_the_job_goes_on(laptop, tmp_path):
 
 def test_without_the_token_nothing_is_told(laptop, tmp_path):
     (tmp_path / "wrong").write_text("x" * 64)
-    for changed in ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "wrong")}, {"RAY_AUTH_MODE": "disabled"}):
-        for arguments in (["jobs"], ["submit", "data", "/shards"], ["logs", "x"], ["stop", "x"]):
-            done = laptop.run(*arguments, **changed)
-            assert done.returncode == 2, done.stdout + done.stderr
-            assert re.search("asks for Ray's token.*RAY_AUTH_TOKEN_PATH", done.stderr), done.stderr
+    wrong = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "wrong")}
+    for arguments, changed in (
+        (["jobs"], wrong), (["submit", "data", "/shards"], wrong), (["logs", "x"], wrong), (["stop", "x"], wrong),
+        (["jobs"], {"RAY_AUTH_MODE": "disabled"}),
+    ):  # fmt: skip
+        done = laptop.run(*arguments, **changed)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert re.search("asks for Ray's token.*RAY_AUTH_TOKEN_PATH", done.stderr), done.stderr
 
 
 def test_a_job_that_is_not_there(laptop):

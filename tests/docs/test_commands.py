@@ -198,12 +198,12 @@ def run_in_a_shell(step: Step, folder: Path, **variables: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_shards_go_to_a_bucket(reader: Path, tmp_path: Path) -> None:
+def test_shards_go_to_a_bucket(reader: Path) -> None:
     import boto3
 
     steps = [step for step in STEPS if re.match(IN_A_BUCKET, step.text)]
     assert len(steps) >= 2
-    with object_store(tmp_path) as url:
+    with object_store() as url:
         endpoint = f"http://127.0.0.1:{url.rpartition(':')[2]}"
         keys = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word",
                 "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip

@@ -138,8 +138,9 @@ def test_deformable_convolutions_begin_as_ordinary_ones(name: str, layers: int) 
     assert (moved[1] - got[1]).abs().mean() > 0.01 * got[1].std()
 
 
-@pytest.mark.parametrize("deformable", [False, True])
-@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "group_norm"])
+@pytest.mark.parametrize(
+    ("norm", "deformable"), [("frozen_bn", False), ("sync_bn", False), ("group_norm", False), ("frozen_bn", True)]
+)
 def test_bf16_and_one_graph(norm: str, deformable: bool) -> None:
     backbone = make_backbone(norm=norm, deformable=deformable).eval()
     with torch.no_grad():

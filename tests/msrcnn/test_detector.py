@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any, get_args
 
 import numpy as np
@@ -19,10 +20,15 @@ from msrcnn.data.batching import make_batch
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.maskiou_heads import loss_names
 from msrcnn.proposals import Proposals
-from msrcnn.structures import Batch
+from msrcnn.structures import Batch, Detections
 from tests.tiny import C4, CONFIG, DATA, LOSSES, batch_of, detections_of, losses_of, make_model, shape_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def named(change: dict[str, Any]) -> str:
+    """A test's id without the numbers of samples."""
+    return str({name: value for name, value in change.items() if name not in ("roi", "rpn")})
 
 
 def test_training_on_one_batch_lowers_the_loss() -> None:
@@ -53,7 +59,7 @@ def test_training_on_one_batch_lowers_the_loss() -> None:
         {"backbone": "resnet101", "deformable": True},
         {"backbone": "resnet101", **C4},
     ],
-    ids=str,
+    ids=named,
 )
 def test_every_backbone_trains_a_step_and_detects(change: dict[str, Any]) -> None:
     model, batch = make_model(dataclasses.replace(CONFIG, **change)), batch_of("all", "all")
@@ -147,18 +153,22 @@ def test_weight_and_tau_of_the_maskiou_loss() -> None:
     assert strict["maskiou"] == 0  # no initial mask is that good
 
 
-OPTIONS = [
+OF_PROPOSALS = [
     *(MaskIoUConfig(input=design) for design in get_args(MaskIoUInput)),
     *(MaskIoUConfig(target=target) for target in get_args(MaskIoUTarget)[1:]),
     MaskIoUConfig(tau=0.3),
     MaskIoUConfig(weight=2.0),
+]
+OF_DETECTIONS = [
     MaskIoUConfig(rois="detections", tau=-1.0, unmatched="zero"),
     MaskIoUConfig(rois="both", target=3, evidence=True, balanced=True, loss="bce"),
     MaskIoUConfig(rois="detections", tau=-1.0, loss="bce", goal="ap"),
 ]
+ON_ONE_TRUNK = {"heads": tuple(MaskIoUConfig().name_of(option) for option in OF_PROPOSALS[1:])}
+"""All that train on proposals, beside the default."""
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", [*OF_PROPOSALS, *OF_DETECTIONS])
 def test_a_step_on_each_option_lowers_the_loss(option: MaskIoUConfig) -> None:
     """The sum of all losses, and the MaskIoU loss alone by a step of its head, under which its targets stay."""
     model, batch = make_model(dataclasses.replace(CONFIG, maskiou=option)), batch_of("all", "all")
@@ -175,18 +185,27 @@ def test_a_step_on_each_option_lowers_the_loss(option: MaskIoUConfig) -> None:
         assert history[1] < history[0]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_each_option_detects(option: MaskIoUConfig) -> None:
+@cache
+def by_default() -> tuple[dict[str, Tensor], Detections]:
+    """A trunk, and what the default head finds on it."""
+    model = make_model(sure=True)
+    trunk = {name: value for name, value in model.state_dict().items() if "maskiou" not in name}
+    return trunk, detections_of(model, batch_of("all", "all", training=False))
+
+
+@pytest.mark.parametrize("change", [ON_ONE_TRUNK, *({"maskiou": option} for option in OF_DETECTIONS)], ids=str)
+def test_each_option_detects(change: dict[str, Any]) -> None:
     """A MaskIoU for each detection, of the same boxes and masks whatever the option."""
-    batch = batch_of("all", "all", training=False)
-    plain = detections_of(make_model(sure=True), batch)
-    model = make_model(dataclasses.replace(CONFIG, maskiou=option), sure=True)
-    trunk = {name: value for name, value in make_model(sure=True).state_dict().items() if "maskiou" not in name}
+    trunk, plain = by_default()
+    model = make_model(dataclasses.replace(CONFIG, **change), sure=True)
     model.load_state_dict(trunk, strict=False)
-    found = detections_of(model, batch)
+    found = detections_of(model, batch_of("all", "all", training=False))
     for name in ("boxes", "labels", "class_scores", "masks", "valid"):
         assert torch.equal(getattr(found, name), getattr(plain, name))
-    assert len(found.maskious[found.valid].unique()) > 5
+    maskious = torch.cat([found.maskious[..., None], found.head_maskious], -1)  # [B, D, 1 + V]
+    columns = maskious[found.valid].unbind(-1)
+    assert len(columns) == len(model.maskiou_heads())
+    assert all(len(column.unique()) > 5 for column in columns)
 
 
 def on_fake_gpu(value: Any) -> Any:
@@ -198,12 +217,13 @@ def on_fake_gpu(value: Any) -> Any:
 
 
 ON_A_GPU: list[dict[str, Any]] = [
-    *({"maskiou": option} for option in (*OPTIONS, MaskIoUConfig(enabled=False))), C4, {"trained": "maskiou"},
+    *({"maskiou": option} for option in (MaskIoUConfig(), *OF_DETECTIONS, MaskIoUConfig(enabled=False))),
+    ON_ONE_TRUNK, C4, {"trained": "maskiou"},
     {"maskiou": MaskIoUConfig(input="none"), "heads": ("input=a,rois=detections,evidence=true", "input=d,rois=both")},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", ON_A_GPU, ids=str)
+@pytest.mark.parametrize("change", ON_A_GPU, ids=named)
 def test_a_gpu_never_waits_for_the_host(change: dict[str, Any]) -> None:
     """Whatever asks a tensor without content for a value, or has a shape that depends on one, raises."""
     batch = batch_of("all", "all")
@@ -255,7 +275,7 @@ def test_losses_follow_the_draws_alone() -> None:
     assert any(not torch.equal(one[name], other[name]) for name in ("rpn_objectness", "class"))
 
 
-@pytest.mark.parametrize("change", [{}, {"deformable": True}, C4, {"trained": "maskiou"}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"deformable": True}, C4, {"trained": "maskiou"}], ids=named)
 def test_a_training_step_draws_from_no_generator(change: dict[str, Any]) -> None:
     """What is random follows from `draws`, so that a checkpoint needs no generator's state to go on as if unbroken."""
     model, batch = make_model(dataclasses.replace(CONFIG, **change)), batch_of("all", "all")

@@ -95,6 +95,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_troubles_of_a_node_are_found_by_the_node(cluster: Cluster, scenes: Path) -> None:
     """First nothing is wrong. Then Ray is replaced under the node, which has a folder that is not the head's."""
     fine = cluster.doctor("--storage", str(cluster.shared), "--shards", str(scenes), "--workers", "2", "--cpus", "1")

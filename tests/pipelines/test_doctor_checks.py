@@ -236,8 +236,8 @@ def test_storage_of_a_node_that_takes_no_part(report: Report, tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
-def test_an_object_store_is_storage(report: Report, tmp_path: Path) -> None:
-    with object_store(tmp_path) as url:
+def test_an_object_store_is_storage(report: Report) -> None:
+    with object_store() as url:
         check_storage(report, Here(NODES), url.format("runs/here"))
         assert states(report) == [OK]
         assert "word" not in report.findings[0].found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,16 @@ def test_a_part_for_each_row_group_says_what_it_is_of(undisturbed, folder):
     assert {row["image_id"] for row in evaluation.rows} == wanted
     assert {row["model"] for row in evaluation.rows} == {origin.model[:12]}
     assert {row["dataset"] for row in evaluation.rows} == {manifest.fingerprint[:12]}
-    assert sum(info["category"] is not None for info in evaluation.rows) == evaluation.summary["detections"] > 0
+    images = evaluation.summary["images"]
+    assert (images["total"], images["failed"]) == (len(wanted), 0) == (IMAGES, 0)
+    found = [row for row in evaluation.rows if row["category"] is not None]
+    assert len(found) == evaluation.summary["detections"] > 0
+    for row in found:
+        x0, y0, x1, y1 = row["bbox"]
+        assert 0 <= x0 < x1 <= row["width"]
+        assert 0 <= y0 < y1 <= row["height"]
+        assert row["mask_score"] == pytest.approx(row["class_score"] * row["maskiou"], rel=1e-5)
+    assert any("masks, mask score" in line for line in lines)
     assert any(f"{IMAGES}/{IMAGES} images, " in line and line.endswith(" images/s, 0 s left") for line in lines)
     assert not (out / ".unfinished").exists()
 
@@ -105,7 +115,7 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     (interrupted / "part-00000-0003.parquet.tmp-0123456789ab").write_bytes(b"killed")
     before = {path.name: path.stat().st_mtime_ns for path in interrupted.glob("*.parquet")}
     lines: list[str] = []
-    evaluate(replace(config, batch=4), lines.append)
+    evaluate(replace(config, batch=4, figures=False), lines.append)
     after = {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()}
     assert [name for name in sorted(after) if after[name] != before.get(name)] == [
         "part-00000-0001.parquet", "part-00000-0002.parquet"
@@ -175,23 +185,32 @@ def test_numbers_and_figures_are_in_mlflow(undisturbed):
     assert run.data.metrics["mask_by_mask/AP"] == pytest.approx(evaluation.summary["ap"]["mask_by_mask"]["AP"])
     stored = {a.path for a in client.list_artifacts(run.info.run_id, "evaluation-shapes")}
     assert "evaluation-shapes/summary.json" in stored
-    assert json.loads((out / "summary.json").read_text())["calibration"]["mask_score"]["error"] >= 0
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert {"precision_recall.png", "precision_recall.svg", "calibration.png"} <= figures
+    assert {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "evaluation-shapes/figures")} == figures
+    error = evaluation.summary["calibration"]["mask_score"]["error"]
+    assert run.data.metrics["calibration_error/mask_score"] == pytest.approx(error) != 0
 
 
 def test_another_evaluation_of_a_training_leaves_its_numbers_in_mlflow(undisturbed, folder, config, tmp_path):
-    """Two model files of a run: the first one's numbers in the run itself, the other's in one under it."""
+    """Two model files of a run: the first one's numbers in the run itself, the other's in one under it.
+
+    Also where the training's database is named by another path, from here.
+    """
     from mlflow import MlflowClient
 
     from pipelines.evaluate import evaluate
 
     tracker, run = Tracker(config.tracking, "study"), tmp_path / "run"
+    database = os.path.relpath(tmp_path / "mlflow.db")
     write_record(locate(run), RunRecord({}, tracker.run_id, tracker.address))
     for name, times in (("model.pt", 2), ("best.pt", 2)):
         shutil.copy(folder / "model.pt", run / name)
         for time in range(times):
             out = tmp_path / f"{name}-{time}"
             shutil.copytree(undisturbed[1].parent / "interrupted", out)
-            evaluate(replace(config, model=run / name, out=out, figures=False), lambda _: None)
+            evaluate(replace(config, model=run / name, out=out, figures=False, tracking=f"sqlite:///{database}"),
+                     lambda _: None)  # fmt: skip
     client = MlflowClient(config.tracking)
     (experiment,) = client.search_experiments(filter_string="name = 'study'")
     own, other = sorted(client.search_runs([experiment.experiment_id]), key=lambda r: r.info.run_id != tracker.run_id)
@@ -201,4 +220,6 @@ def test_another_evaluation_of_a_training_leaves_its_numbers_in_mlflow(undisturb
         assert found.info.status == "FINISHED"
         assert len(client.get_metric_history(found.info.run_id, "gain/AP")) == 2
         path = client.download_artifacts(found.info.run_id, "evaluation-shapes/summary.json", str(tmp_path))
-        assert json.loads(Path(path).read_text())["model"] == str(run / name)
+        summary = json.loads(Path(path).read_text())
+        assert summary["model"] == str(run / name)
+        assert found.data.metrics["mask_by_mask/AP"] == pytest.approx(summary["ap"]["mask_by_mask"]["AP"])

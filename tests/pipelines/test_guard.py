@@ -77,4 +77,5 @@ def test_workers_agree():
         worker.start()
     for worker in workers:
         worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
     assert sorted(found.get() for _ in workers) == [(0, True, False, True, False), (1, True, False, True, True)]

@@ -57,6 +57,12 @@ def steps_of(groups, workers: int, first_step: int = 0) -> list[list[Batch]]:
     return [list(step) for step in zip(*taken, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def by_one(groups):
+    """The steps of a worker that is alone."""
+    return steps_of(groups, 1)
+
+
 def joined(step: list[Batch], name: str) -> torch.Tensor:
     return torch.cat([getattr(batch, name) for batch in step])
 
@@ -65,9 +71,9 @@ def joined(step: list[Batch], name: str) -> torch.Tensor:
     pytest.param(2, 0, marks=pytest.mark.slow), (3, 0), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4),
     (1, STEPS + 3),
 ])  # fmt: skip
-def test_the_same_steps_for_any_number_of_workers(groups, workers, first_step):
+def test_the_same_steps_for_any_number_of_workers(groups, by_one, workers, first_step):
     """Two epochs from their begin, and from a step inside the first or second with another number than before."""
-    want, got = steps_of(groups, 1)[first_step:], steps_of(groups, workers, first_step)
+    want, got = by_one[first_step:], steps_of(groups, workers, first_step)
     for one, other in zip(want, got, strict=True):
         for name in ("image_ids", "draws", "flipped", "images"):
             assert torch.equal(joined(one, name), joined(other, name)), name

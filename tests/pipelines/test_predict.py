@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from msrcnn import load_model
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.structures import Batch
+from pipelines import predict_job
 from pipelines.detection_parts import Origin
 from pipelines.predict import predict, threads_for
 from pipelines.predict_inputs import Source, find_sources
@@ -257,7 +259,9 @@ def test_parts_are_the_same_for_the_same_sources_and_a_video_is_one():
 
 
 def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
-    for index in range(LEAST_IMAGES + 8):
+    least = 4
+    monkeypatch.setattr(predict_job, "LEAST_IMAGES", least)
+    for index in range(2 * least):
         write_image(here / "photos" / f"{index:02d}.png", index % 5)
     began, original = [], Predictor.run
 
@@ -265,11 +269,15 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
         began.append(part.number)
         if part.number == 1 and began.count(1) == 1:
 
-            def after_three(_: int) -> None:
-                if len(list((here / "predictions" / "overlays").iterdir())) > LEAST_IMAGES:
-                    raise KeyboardInterrupt
+            def after_one(_: int) -> None:
+                """Overlays are drawn meanwhile, by other threads."""
+                deadline = time.monotonic() + 60
+                while len(list((here / "predictions" / "overlays").iterdir())) <= least:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                raise KeyboardInterrupt
 
-            return original(self, part, after_three)
+            return original(self, part, after_one)
         return original(self, part, seen)
 
     monkeypatch.setattr(Predictor, "run", interrupted)
@@ -278,7 +286,7 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     out = here / "predictions"
     left = files_in(out)
     assert [name for name in left if not name.startswith("overlays/")] == ["parts/part-00000-0000.parquet"]
-    assert len(left) > LEAST_IMAGES + 1
+    assert len(left) > least + 1
     for name in left:
         if name.startswith("overlays/"):
             with Image.open(out / name) as image:
@@ -287,10 +295,10 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     with pytest.raises(InputError, match=r"holds detections of something else .*min-score"):
         predicting(run, "photos", min_score=0.5)
     kept = here / "photos" / "00.png"
-    for content, time in ((pixels(3), 1), (pixels(0)[:64], 0)):  # of another time, then of another size
+    for content, later in ((pixels(3), 1), (pixels(0)[:64], 0)):  # of another time, then of another size
         with preserved(kept) as old:
             Image.fromarray(content).save(kept)
-            os.utime(kept, ns=(old.st_atime_ns, old.st_mtime_ns + time))
+            os.utime(kept, ns=(old.st_atime_ns, old.st_mtime_ns + later))
             with pytest.raises(InputError, match=r"holds detections of something else .*dataset"):
                 predicting(run, "photos")
     for name in ("detections.parquet", "detections.json", "images.json"):
@@ -410,7 +418,7 @@ def test_a_broken_video_costs_no_other(run, here):
 
 
 def test_images_model_and_results_behind_urls(run, model, here):
-    with object_store(here) as url:
+    with object_store() as url:
         write_image(here / "a.png", 0)
         write_image(here / "b.jpg", 1)
         write_video(here / "c.mp4", [0, 100])

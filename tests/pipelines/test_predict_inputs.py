@@ -150,7 +150,7 @@ def test_names_that_are_no_text_and_links_in_a_circle(photos):
 
 
 def test_folders_and_patterns_behind_a_url(tmp_path):
-    with object_store(tmp_path) as url:
+    with object_store() as url:
         for name in ("set/b.jpg", "set/a #1.jpg", "set/sub/a.png", "set/x.txt", "other/c.jpg",
                      "odd/#1/a b.jpg", "odd/q?x/a.jpg"):  # fmt: skip
             folder, _, file = name.partition("/")

@@ -116,7 +116,7 @@ def test_everything_behind_urls(tmp_path, make_scene, config):
 
     scenes = [make_scene(i, np.random.default_rng(i), instances=4, detections=6, classes=2) for i in range(1, 6)]
     manifest = write_shards(tmp_path / "shards", [s.truth for s in scenes], CATEGORIES, files=1, row_group=2)
-    with object_store(tmp_path) as url:
+    with object_store() as url:
         found = {s.truth.image_id: s.detections for s in scenes}
         groups, detections = write_detections(url.format("run"), manifest, found)
         scores = join(*(score_part(group, detections.folder, categories_of(manifest)) for group in groups))

@@ -200,7 +200,7 @@ def test_rows_of_other_heads_are_refused(many):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("parts", [1, 3, 7])
+@pytest.mark.parametrize("parts", [1, pytest.param(3, marks=pytest.mark.slow), 7])
 def test_official_numbers_from_tasks_whatever_the_split(data_dir, tmp_path, parts):
     """100 images of the COCO API's own fake results, in random order and cut into row groups at random."""
     expected, whole = json.loads((data_dir / "ap_reference" / "expected.json").read_text()), None

@@ -151,14 +151,13 @@ def test_a_service_is_only_taken_over_by_its_own_model(model, tmp_path, ray_sess
         assert health(url) != 200
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("msrcnn", "an application 'msrcnn' is on this cluster already and does not say what it serves"),
-        pytest.param(
-            "other", 'the service is refused: .*Prefix / is being used by application "other"', marks=pytest.mark.slow
-        ),
+        ("other", 'the service is refused: .*Prefix / is being used by application "other"'),
     ],
 )
 def test_somebody_elses_application_stays(model, ray_session, name, says):  # noqa: ARG001

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from msrcnn import load_model, predict
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
 from msrcnn.structures import Batch
 from pipelines.serving import ONGOING, Detector
 from pipelines.serving_options import ServeConfig
@@ -166,6 +167,16 @@ def test_what_is_wrong_is_said_in_a_line(url, query, body, kind, status, says):
     assert (got, [*answer]) == (status, ["error"])
     assert says in answer["error"]
     assert "\n" not in answer["error"]
+
+
+def test_another_model_is_refused_and_this_one_served_on(url, tmp_path):
+    from pipelines.serve import serving as served
+
+    other = write_model(tmp_path / "other.pt")
+    says = r"this cluster serves .*/model\.pt already, not .*/other\.pt; end that service first"
+    with pytest.raises(InputError, match=says), served(ServeConfig(other), print):
+        pass
+    assert ask(f"{url}/health")[0] == 200
 
 
 def test_other_places_and_methods(url):

@@ -1,4 +1,4 @@
-"""The main job on a real Ray: shards -> training -> detections -> numbers, in one MLflow run."""
+"""The main job on a real Ray: training from shards, what it leaves and refuses, and its evaluation."""
 
 import contextlib
 import json
@@ -157,64 +157,22 @@ def test_weights_that_cannot_be_used_leave_nothing_behind(trained, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"bad.pth", "trunk.pth"}
 
 
-@pytest.fixture(scope="module")
-def evaluated(trained, shards, tmp_path_factory):
+def test_shards_of_other_categories_are_not_evaluated(trained, shards, tmp_path):
     from pipelines.evaluate import evaluate
 
-    out = tmp_path_factory.mktemp("evaluation") / "out"
-    database = os.path.relpath(trained[0].run.with_name("mlflow.db"))  # the training's, named from here
-    config = EvaluateConfig(
-        model=trained[0].run, shards=shards / "val", out=out, batch=3, bootstrap=20, tracking=f"sqlite:///{database}"
-    )
-    lines: list[str] = []
-    return config, evaluate(config, lines.append), lines
-
-
-def test_every_image_is_accounted_for_in_the_rows(evaluated, shards):
-    config, summary, _ = evaluated
-    rows = pq.read_table(config.out / "detections").to_pylist()
-    wanted = {i for p in read_manifest(shards / "val").paths for i in pq.read_table(p)["image_id"].to_pylist()}
-    assert {row["image_id"] for row in rows} == wanted
-    assert summary.images.total == len(wanted) == 8
-    assert summary.images.failed == 0
-    for row in rows:
-        if row["category"] is not None:
-            x0, y0, x1, y1 = row["bbox"]
-            assert 0 <= x0 < x1 <= row["width"]
-            assert 0 <= y0 < y1 <= row["height"]
-            assert row["mask_score"] == pytest.approx(row["class_score"] * row["maskiou"], rel=1e-5)
-
-
-def test_the_numbers_join_the_training_s_mlflow_run(evaluated, trained):
-    config, summary, lines = evaluated
-    record = json.loads((trained[0].run / "run.json").read_text())
-    client = MlflowClient(trained[0].tracking)
-    run = client.get_run(record["mlflow_run"])
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["mask_by_mask/AP"] == pytest.approx(summary.ap.mask_by_mask["AP"])
-    assert json.loads((config.out / "summary.json").read_text())["images"]["total"] == 8
-    assert any("masks, mask score" in line for line in lines)
-    assert len(client.search_runs([run.info.experiment_id])) == 1
-
-
-def test_what_evaluate_refuses(evaluated, shards, tmp_path):
-    from pipelines.evaluate import evaluate
-
-    config, _, _ = evaluated
-    with pytest.raises(InputError, match="already holds an evaluation"):
-        evaluate(config)
     manifest = read_manifest(shards / "val")
     other = tmp_path / "other"
     other.mkdir()
     renamed = replace(manifest.categories[0], name="zebra")
     write_manifest(replace(manifest, folder=other, parts=(), categories=(renamed, *manifest.categories[1:])))
     with pytest.raises(InputError, match=r"'\w[\w ]*' where the shards have 'zebra'"):
-        evaluate(replace(config, shards=other, out=tmp_path / "out"))
+        evaluate(EvaluateConfig(trained[0].run, other, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_an_undecodable_image_becomes_an_error_row(trained, shards, tmp_path):
+    """And the numbers of the others join the training's MLflow run."""
     from pipelines.evaluate import evaluate
 
     manifest = read_manifest(shards / "val")
@@ -227,13 +185,17 @@ def test_an_undecodable_image_becomes_an_error_row(trained, shards, tmp_path):
     part = replace(manifest.parts[0], file="shard.parquet", rows=8, bytes=(broken / "shard.parquet").stat().st_size)
     write_manifest(replace(manifest, folder=broken, parts=(part,)))
     lines: list[str] = []
-    config = EvaluateConfig(trained[0].run, broken, tmp_path / "out", batch=4, bootstrap=0)
+    tracking = trained[0].tracking
+    config = EvaluateConfig(trained[0].run, broken, tmp_path / "out", batch=4, bootstrap=0, tracking=tracking)
     summary = evaluate(config, lines.append)
     assert summary.images.failed == 1
     errors = [r for r in pq.read_table(tmp_path / "out" / "detections").to_pylist() if r["error"]]
     assert [r["image_id"] for r in errors] == [rows[2]["image_id"]]
     assert f"image {rows[2]['image_id']}: not a readable image" in errors[0]["error"]
     assert any("images that failed: 1" in line for line in lines)
+    record = json.loads((trained[0].run / "run.json").read_text())
+    run = MlflowClient(tracking).get_run(record["mlflow_run"])
+    assert run.data.metrics["mask_by_mask/AP"] == pytest.approx(summary.ap.mask_by_mask["AP"])
 
 
 @pytest.mark.slow

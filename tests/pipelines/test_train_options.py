@@ -53,9 +53,10 @@ def test_each_epoch_is_evaluated_and_the_best_model_kept(accumulated):
     config, lines = accumulated
     found = {r["step"]: r for r in records(config.run) if "validation/mask_by_mask/AP" in r}
     assert sorted(found) == [5, 10]
-    assert {"validation/mask_by_class/AP", "validation/maskiou_matched/maskiou_pearson"} <= set(found[5]) | set(
-        found[10]
-    )
+    # Too few may be matched for a correlation of those.
+    named = {"mask_by_class/AP", "maskiou_all/maskiou_pearson", "maskiou_matched/count"}
+    for epoch in found.values():
+        assert {f"validation/{name}" for name in named} <= epoch.keys()
     assert sum("evaluated epoch" in line for line in lines) == 2
     assert sorted(path.name for path in (config.run / "validation").iterdir()) == [
         "step-00000005.json", "step-00000010.json"
@@ -95,7 +96,7 @@ def test_a_run_directory_behind_a_url_and_old_weights(trained, shards, tmp_path)
     from pipelines.train import train
 
     source = trained[0].run / "step-00000005"
-    with object_store(tmp_path) as place:
+    with object_store() as place:
         url = place.format("runs/second")
         run = locate(url)
         config = replace(

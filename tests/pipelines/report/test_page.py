@@ -213,8 +213,8 @@ def test_further_heads_have_a_line_each(made, tmp_path):
     assert ["masks, mask score of head input=b", *expected] in rows
 
 
-def test_behind_urls(made, tmp_path):
-    with object_store(tmp_path) as url:
+def test_behind_urls(made):
+    with object_store() as url:
         place = locate(url.format("first"))
         for name in ("summary.json", *(f"detections/{p.name}" for p in (made.first / "detections").iterdir())):
             (place / name).parent.make_folder()
