@@ -16,7 +16,7 @@ from pipelines.node_facts import free_resources
 from pipelines.reading import READER_CPUS, READERS
 
 ACTOR_CPUS = 0.8
-"""What an inference process asks of a machine without GPUs: its readers need the rest of each CPU."""
+"""What an inference process asks of a CPU, the most beside a GPU: readers need the rest."""
 RESERVED_CPUS = 0.4
 """Left to the readers and writers of a training and of an evaluation beside it."""
 LEAST_CPUS = 0.1
@@ -78,8 +78,8 @@ class Pool:
             raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
         most = max(1, min(actors or groups, available))
         least = most if actors else 1
-        if gpu:
-            return cls(least, most, 1, 1.0, 1.0)
+        if gpu:  # with as many CPUs as GPUs the readers must find a place too
+            return cls(least, most, 1, ACTOR_CPUS * min(1.0, resources.get("CPU", 0) / most), 1.0)
         # As many threads as keep all cores of a node busy when fewer processes than cores were asked for.
         node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
         threads = max(1, min(node, available // most))

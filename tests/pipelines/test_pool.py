@@ -1,4 +1,4 @@
-"""How many processes evaluate beside a training, on made-up nodes."""
+"""How many processes evaluate, by themselves and beside a training, on made-up nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from cluster.room import fitting
 from pipelines.pool import NodeRoom, Pool
+from pipelines.reading import READER_CPUS, READERS
 
 GPU_WORKER, CPU_WORKER = {"CPU": 0.9, "GPU": 1.0}, {"CPU": 0.45}
 
@@ -21,6 +22,17 @@ def beside(nodes: list[NodeRoom], worker: dict[str, float], workers: int, groups
     assert pool is not None
     assert pool.least == 1  # it waits for no other
     return pool
+
+
+@pytest.mark.parametrize(("gpus", "cpus"), [(1, 16), (8, 64), (8, 8), (8, 4), (1, 1)])
+@pytest.mark.parametrize("actors", [0, 8])
+def test_processes_with_gpus_leave_readers_a_place(monkeypatch, gpus: int, cpus: int, actors: int) -> None:
+    """Else all of them wait for rows for ever, and the readers for a CPU."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(gpus), "CPU": float(cpus)})
+    found = Pool.of_cluster(actors, gpu=True, groups=1000)
+    assert (found.most, found.least, found.gpus) == (gpus, gpus if actors else 1, 1.0)
+    assert cpus - found.most * found.cpus > READERS * READER_CPUS - 1e-9
+    assert 0 < found.cpus <= 0.8
 
 
 @pytest.mark.parametrize("running", [True, False])
