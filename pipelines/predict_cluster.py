@@ -9,12 +9,12 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 import torch
 
 from pipelines.detection_parts import PartInfo
 from pipelines.inference import DONE_ROW
 from pipelines.job_rows import job_rows
+from pipelines.one_row_blocks import one_row_blocks
 from pipelines.pool import Pool
 from pipelines.predict_inputs import Source
 from pipelines.predict_job import Part, PredictJob, Predictor, expected_images
@@ -58,11 +58,11 @@ def run_parts(
         {"number": part.number, "sources": json.dumps([[getattr(s, f.name) for f in fields(s)] for s in part.sources])}
         for part in parts
     ]
-    rows = ray.data.from_items(plan, override_num_blocks=len(plan)).map_batches(
+    rows = one_row_blocks(pa.Table.from_pylist(plan)).map_batches(
         PredictActor,
         fn_constructor_kwargs={"job": job, "gpu": pool.gpus > 0, "threads": pool.threads},
         compute=pool.strategy,
-        batch_size=1,
+        batch_size=None,
         batch_format="pyarrow",
         **share,
     )

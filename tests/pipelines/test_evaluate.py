@@ -202,6 +202,8 @@ def test_another_evaluation_of_a_training_leaves_its_numbers_in_mlflow(undisturb
     from pipelines.evaluate import evaluate
 
     tracker, run = Tracker(config.tracking, "study"), tmp_path / "run"
+    tracker.end("KILLED")
+    ended = tracker.client.get_run(tracker.run_id).info.end_time
     database = os.path.relpath(tmp_path / "mlflow.db")
     write_record(locate(run), RunRecord({}, tracker.run_id, tracker.address))
     for name, times in (("model.pt", 2), ("best.pt", 2)):
@@ -215,9 +217,10 @@ def test_another_evaluation_of_a_training_leaves_its_numbers_in_mlflow(undisturb
     (experiment,) = client.search_experiments(filter_string="name = 'study'")
     own, other = sorted(client.search_runs([experiment.experiment_id]), key=lambda r: r.info.run_id != tracker.run_id)
     assert other.data.tags["mlflow.parentRunId"] == own.info.run_id == tracker.run_id
+    assert (own.info.status, own.info.end_time) == ("KILLED", ended)  # when and how the training ended
+    assert other.info.status == "FINISHED"
     for found, name in ((own, "model.pt"), (other, "best.pt")):
         assert found.data.tags["evaluation"].startswith(f"{name} on shapes ")
-        assert found.info.status == "FINISHED"
         assert len(client.get_metric_history(found.info.run_id, "gain/AP")) == 2
         path = client.download_artifacts(found.info.run_id, "evaluation-shapes/summary.json", str(tmp_path))
         summary = json.loads(Path(path).read_text())
