@@ -30,7 +30,7 @@ from pipelines.run_directory import read_record as read_run
 from pipelines.storage import Location, exclusively, locate, on_disk
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_outcomes import tables_of
-from pipelines.sweep_places import places
+from pipelines.sweep_places import check_tracking, places
 from pipelines.sweep_plan import Plan, make_plan, report_name
 from pipelines.sweep_plots import write_figures
 from pipelines.sweep_results import TableResult
@@ -99,6 +99,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
     out.make_folder()
     with exclusively(out, "sweeping into"), connect(config.address, dashboard=config.asha):
         concurrent = places(config, plan)
+        check_tracking(resolved(config.tracking))
         tracker = parent_run(config, out, record, datasets)
         try:
             failures = run_trials(plan, config, out, tracker.run_id, concurrent, log)

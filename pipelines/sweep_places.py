@@ -1,4 +1,4 @@
-"""How many trials of a sweep the cluster holds at a time."""
+"""How many trials of a sweep the cluster holds at a time, and whether they reach MLflow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipelines.reading import READER_CPUS, READERS
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_plan import Plan
 from pipelines.sweep_tune import TRIAL_CPUS
+from pipelines.tracking import SQLITE
 from pipelines.train_setup import check_resources, threads_of, worker_resources
 
 
@@ -34,6 +35,20 @@ def places(config: SweepConfig, plan: Plan) -> int:
                          "--address")  # fmt: skip
     computing = {} if train.gpu else {"CPU": float(train.worker_range[1] * threads_of(train))}
     return config.concurrent or max(1, min(room, room_for(computing)))
+
+
+def check_tracking(address: str) -> None:
+    """That every trial reaches MLflow, wherever it runs.
+
+    Raises:
+        InputError: it is a file, and there is more than one machine.
+    """
+    machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if address.startswith(SQLITE) and len(machines) > 1:
+        raise InputError(
+            f"--tracking {address}: a file of this machine, which trials on {len(machines) - 1} others cannot write; "
+            "start `mlflow server` where all nodes reach it, and give its address"
+        )
 
 
 def room_for(share: Mapping[str, float]) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from ray.tune.execution.class_cache import _ActorClassCache
 
+from msrcnn.errors import InputError
 from pipelines import sweep_places
 from pipelines.storage import locate
-from pipelines.sweep_places import places
+from pipelines.sweep_places import check_tracking, places
 from pipelines.sweep_plan import make_plan
 from pipelines.sweep_tune import KEYS, _begun, _search_algorithm, keep_keys
 from pipelines.trial import SETTINGS, validations, write_result
@@ -56,6 +58,21 @@ def test_trials_on_cpus_have_a_processor_for_each_thread(tmp_path, monkeypatch, 
     monkeypatch.setattr(sweep_places, "check_resources", lambda _: None)
     config, plan = plan_of(tmp_path, "tau", *options)
     assert places(config, plan) == concurrent
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "refused"),
+    [
+        ("sqlite:////home/me/mlflow.db", ["a", "b", "c"], True),
+        ("sqlite:////home/me/mlflow.db", ["a", "a"], False),  # nodes of one machine
+        ("http://mlflow:5000", ["a", "b"], False),
+    ],
+)
+def test_trials_on_other_machines_need_a_server(monkeypatch, address, hosts, refused):
+    """Each would make an empty file of that name, and fail for want of the sweep's run in it."""
+    monkeypatch.setattr("ray.nodes", lambda: [{"NodeManagerHostname": host, "Alive": True} for host in hosts])
+    with pytest.raises(InputError, match="which trials on 2 others cannot write") if refused else nullcontext():
+        check_tracking(address)
 
 
 def test_a_bayesian_search_is_told_of_earlier_trials_with_lists(tmp_path):
