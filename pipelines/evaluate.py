@@ -18,7 +18,7 @@ from pipelines.options import EvaluateConfig
 from pipelines.pool import Pool
 from pipelines.progress import duration
 from pipelines.reading import RowGroup, row_groups
-from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, finished, mark, report
+from pipelines.reporting import SUMMARY, Evaluated, asked, check_output, finish, finished, mark, report
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, score_all
 from pipelines.storage import Location, exclusively, locate, on_disk
@@ -56,11 +56,12 @@ def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) ->
     A scheduler that gives the command of a finished job again, as RayJobs and Slurm may, learns that all is well.
     """
     out = locate(config.out)
-    made_from = finished(out)
-    if made_from is not None:
+    held = finished(out)
+    if held is not None and not (config.strict and held.get("images", {}).get("failed")):
         with on_disk(find_model(config.model)[0]) as path:
-            wanted = (sha256_of(path), read_manifest(config.shards).fingerprint)
-        if made_from == wanted:
+            wanted = {"model_sha256": sha256_of(path), "shards": read_manifest(config.shards).fingerprint,
+                      "asked": asked(config)}  # fmt: skip
+        if wanted == {name: held.get(name) for name in wanted}:
             log(f"{out}: holds the numbers of this model on these shards, nothing to do")
             return
     evaluate(config, log)

@@ -54,8 +54,9 @@ def raise_plainly(error: RayError) -> NoReturn:
     if isinstance(error, RayTaskError):
         raise error
     if isinstance(error, ActorDiedError) and error.actor_init_failed:  # its constructor's traceback
-        last = [line for line in str(error).splitlines() if line.strip()][-1]
-        raise InputError(f"a process could not start: {NAME.sub('', last.strip())}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        named = [NAME.sub("", line) for line in lines if NAME.match(line)]  # CUDA's errors go on with advice
+        raise InputError(f"a process could not start: {(named or lines)[-1]}") from error
     # its process or its node died, more often than Ray tries again
     reason = str(error).strip().split("\n")[0]
     raise InputError(

@@ -6,6 +6,7 @@ The same in this process and in those of a cluster. A part's rows are written la
 from __future__ import annotations
 
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,10 @@ LEAST_IMAGES, MOST_IMAGES, MANY_PARTS = 32, 512, 1000
 READERS, DRAWERS = 8, 4
 """Images read and decoded, overlays drawn and written at a time."""
 JPEG_QUALITY = 92
+PAUSES = (1.0, 4.0)
+"""Seconds before an image is read again, from a storage that failed."""
+FORBIDDEN = "ACCESS_DENIED"
+"""In Arrow's message where an object store lets others read, but not this object."""
 OVERLAYS, PARTS = "overlays", "parts"
 
 Item = TypeVar("Item")
@@ -221,16 +226,34 @@ def read_image(source: Source) -> Image.Image | ImageError:
     """
     name = str(source.place)
     try:
-        return decode_unstated(source.place.read(), name)
+        return decode_unstated(patiently(source.place.read), name)
     except ImageError as error:
         return error
-    except (FileNotFoundError, PermissionError) as error:
-        check_seen(source.place.parent)  # the driver found the file
-        return ImageError(name, Reason.IMAGE_MISSING, f"cannot be read ({explained(error)})", "give another file")
     except OSError as error:
+        if lasting(error):
+            check_seen(source.place.parent)  # the driver found the file
+            return ImageError(name, Reason.IMAGE_MISSING, f"cannot be read ({explained(error)})", "give another file")
         raise StorageError(
-            f"{name}: cannot be read ({explained(error)}); give the same command again to go on"
+            f"{name}: cannot be read ({explained(error)}); give the same command again to go on, without this file if "
+            "it is at fault"
         ) from error
+
+
+def patiently(read: Callable[[], Item]) -> Item:
+    """What it gives; called again after some seconds where its storage fails."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if lasting(error):
+                raise
+            time.sleep(pause)
+    return read()
+
+
+def lasting(error: OSError) -> bool:
+    """Whether a file will be no more readable later: it is not there, or others may read it."""
+    return isinstance(error, FileNotFoundError | PermissionError) or FORBIDDEN in str(error)
 
 
 class Held(Generic[Item]):

@@ -21,7 +21,7 @@ import ray.data
 
 from pipelines.manifest import Manifest
 from pipelines.one_row_blocks import one_row_blocks
-from pipelines.storage import open_parquet
+from pipelines.storage import open_parquet, read_table
 
 ROUND_ROWS = 1024
 """Rows of a round, about: with 16 images a step its stretches are as long as a row group."""
@@ -64,9 +64,12 @@ def row_groups(manifest: Manifest) -> list[RowGroup]:
 
 
 def read_rows(paths: Sequence[str], indices: Sequence[int]) -> pa.Table:
-    """The rows of some row groups, one after the other."""
-    pairs = zip(paths, indices, strict=True)
-    return pa.concat_tables([open_parquet(path).read_row_group(index) for path, index in pairs])
+    """The rows of some row groups, one after the other.
+
+    Raises:
+        StorageError, InputError: as `read_table`.
+    """
+    return pa.concat_tables([read_table(path, index) for path, index in zip(paths, indices, strict=True)])
 
 
 def epoch_groups(groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:

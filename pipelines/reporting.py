@@ -18,7 +18,7 @@ from typing import Any
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import CocoAP
 from msrcnn.metrics.quality import MaskIoUQuality
-from pipelines.detection_parts import SHORT, StoredDetections
+from pipelines.detection_parts import DETECTIONS, SHORT, StoredDetections
 from pipelines.drawing import draw
 from pipelines.manifest import Manifest
 from pipelines.provenance import made
@@ -77,13 +77,17 @@ def check_output(out: Location) -> None:
         raise InputError(f"{out}: is not empty; choose another --out")
 
 
-def finished(out: Location) -> tuple[str, str] | None:
-    """The SHA-256 of the model and the fingerprint of the shards that the numbers of a finished evaluation are of."""
-    with suppress(OSError, ValueError, KeyError):
-        if (out / UNFINISHED).size() is None:
-            summary = json.loads((out / SUMMARY).read())
-            return str(summary["model_sha256"]), str(summary["shards"])
+def finished(out: Location) -> dict[str, Any] | None:
+    """`summary.json` of a finished evaluation whose detections are there; None if it is none."""
+    with suppress(OSError, ValueError):
+        if (out / UNFINISHED).size() is None and (out / DETECTIONS).is_folder():
+            return dict(json.loads((out / SUMMARY).read()))
     return None
+
+
+def asked(wanted: ReportOptions) -> dict[str, Any]:
+    """What of the options the numbers and figures follow from."""
+    return {"bootstrap": wanted.bootstrap, "seed": wanted.seed, "figures": wanted.figures}
 
 
 def mark(out: Location) -> None:
@@ -122,7 +126,7 @@ def report(
         tide = draw(evaluated, scores, summary, curves, wanted.seed, out / FIGURES, log)
     origin = evaluated.detections.origin
     value = {
-        "made": made(), **made_from, "shards_folder": str(locate(evaluated.manifest.folder)),
+        "made": made(), **made_from, "asked": asked(wanted), "shards_folder": str(locate(evaluated.manifest.folder)),
         "model_sha256": origin.model, "shards": origin.dataset, **plain(asdict(summary)), "tide": plain(tide),
         "curves": plain([asdict(curve) for curve in curves]), "density": density_of(scores),
     }  # fmt: skip

@@ -26,7 +26,7 @@ from pipelines.job_rows import raise_plainly
 from pipelines.manifest import Manifest
 from pipelines.progress import PROGRESS_SECONDS, Progress
 from pipelines.reading import RowGroup
-from pipelines.storage import Location, open_parquet
+from pipelines.storage import Location, StorageError, read_table
 from pipelines.stored_rows import TRUTH_COLUMNS, images_of, truths_of
 
 Categories = Sequence[tuple[int, str]]
@@ -34,6 +34,8 @@ Categories = Sequence[tuple[int, str]]
 JOINED = 8
 """Partial scores that a task joins."""
 SCORER_CPUS = 1.0
+TRIES = 20
+"""Of a task whose node goes away, or whose storage fails."""
 AT_ONCE = 100
 """Finished tasks that are noted at a time."""
 
@@ -94,11 +96,12 @@ def read_part(group: RowGroup, folder: Location) -> tuple[list[ImageTruth], dict
         folder: of detections, which has the row group's part.
 
     Raises:
+        StorageError: one of them cannot be read.
         InputError: the part does not belong to the row group, or a score is not finite.
     """
-    truths = truths_of(open_parquet(group.path).read_row_group(group.index, columns=TRUTH_COLUMNS))
+    truths = truths_of(read_table(group.path, group.index, TRUTH_COLUMNS))
     place = folder / part_name(key_of(group))
-    found = images_of(open_parquet(place).read())
+    found = images_of(read_table(place))
     if unknown := found.keys() - {truth.image_id for truth in truths}:
         raise InputError(f"{place}: image {min(unknown)} is not in the shards' row group; give the shards that the "
                          "detections were made from")  # fmt: skip
@@ -223,8 +226,10 @@ def score_all(
     """
     log(f"scoring the detections on {manifest.rows} images")
     # By default what a trial of Ray Tune starts must fit into the trial's own reservation. Nodes that go away, as spot
-    # ones do, cost a task as many tries as it takes; errors of its own are raised at once.
-    options: dict[str, Any] = {"num_cpus": cpus, "scheduling_strategy": "DEFAULT", "max_retries": -1}
+    # ones do, cost a task tries, as does a storage that fails; and so does a task that its node has no memory for.
+    options: dict[str, Any] = {
+        "num_cpus": cpus, "scheduling_strategy": "DEFAULT", "max_retries": TRIES, "retry_exceptions": [StorageError],
+    }  # fmt: skip
     score_task, join_task = ray.remote(**options)(_score_task), ray.remote(**options)(_join_task)
     shared = detections.folder, categories_of(manifest), detections.origin.heads
     leaves = {score_task.remote(group, *shared): group.rows for group in groups}

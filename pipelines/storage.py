@@ -276,6 +276,25 @@ def open_parquet(place: Place) -> pq.ParquetFile:
     return pq.ParquetFile(place.open(), pre_buffer=remote)  # which asks for all columns of a row group at once
 
 
+def read_table(place: Place, row_group: int | None = None, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file's rows, or those of one row group.
+
+    Raises:
+        StorageError: it cannot be read; the message names it.
+        InputError: this node does not see its folder.
+    """
+    try:
+        file = open_parquet(place)
+        return file.read(columns=columns) if row_group is None else file.read_row_group(row_group, columns=columns)
+    except OSError as error:
+        where = locate(place)
+        if isinstance(error, FileNotFoundError):
+            check_seen(where.parent)
+        raise StorageError(
+            f"{where}: cannot be read ({explained(error)}); put that right and give the same command again to go on"
+        ) from error
+
+
 def _in_folder(url: str) -> Location:
     """As `locate`, but files of a folder share its file system: a new one brings its own connections and asks anew who
     we are, and a data set has thousands of shards."""

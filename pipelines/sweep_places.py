@@ -15,7 +15,7 @@ from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_plan import Plan
 from pipelines.sweep_tune import TRIAL_CPUS
 from pipelines.tracking import SQLITE
-from pipelines.train_setup import check_resources, threads_of, worker_resources
+from pipelines.train_setup import check_resources, worker_resources
 
 
 def places(config: SweepConfig, plan: Plan) -> int:
@@ -33,7 +33,7 @@ def places(config: SweepConfig, plan: Plan) -> int:
         raise InputError(f"--concurrent {config.concurrent}: a trial needs {share}, the Ray cluster has "
                          f"room for {max(room, 1)}; ask for fewer, lower --workers or --cpus, or join another "
                          "--address")  # fmt: skip
-    computing = {} if train.gpu else {"CPU": float(train.worker_range[1] * threads_of(train))}
+    computing = {} if train.gpu else {"CPU": float(train.worker_range[1] * threads_on_nodes(train))}
     return config.concurrent or max(1, min(room, room_for(computing)))
 
 
@@ -47,8 +47,15 @@ def check_tracking(address: str) -> None:
     if address.startswith(SQLITE) and len(machines) > 1:
         raise InputError(
             f"--tracking {address}: a file of this machine, which trials on {len(machines) - 1} others cannot write; "
-            "start `mlflow server` where all nodes reach it, and give its address"
+            "start `mlflow server` where all nodes reach it, with this file as --backend-store-uri if the sweep began "
+            "with it, and give its address"
         )
+
+
+def threads_on_nodes(train: TrainConfig) -> int:
+    """CPU threads of a worker, where a trial runs on the node with the most processors."""
+    widest = max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1)
+    return train.threads or max(1, widest // train.worker_range[1])
 
 
 def room_for(share: Mapping[str, float]) -> int:

@@ -234,6 +234,7 @@ class Tracker:
         if held not in (None, evaluation):
             known = [run.info.run_id for run in self._under() if run.data.tags.get(EVALUATION_TAG) == evaluation]
             tracker = Tracker(self.address, "", next(iter(known), None), run_name, self.run_id)
+            tracker.ours = True  # also one that an earlier command left open
         tracker.tags({EVALUATION_TAG: evaluation})
         return tracker
 

@@ -27,7 +27,7 @@ from pipelines.mailbox import Post
 from pipelines.meter import Meter
 from pipelines.reading import slots_of
 from pipelines.run_directory import RUN, working
-from pipelines.storage import Location, locate
+from pipelines.storage import Location, StorageError, locate
 from pipelines.waiting import Watch
 
 PREFETCH = 4
@@ -141,9 +141,11 @@ def step_images(job: Job, workers: int) -> Iterator[StepImages]:
 
 
 def next_images(feed: Iterator[StepImages]) -> StepImages:
-    """The next step's; an image that cannot be used ends the training."""
+    """The next step's; an image that cannot be used ends the training, a storage that fails this worker group."""
     try:
         return next(feed)
+    except StorageError:
+        raise
     except InputError as error:
         raise UnusableError(str(error)) from error
 

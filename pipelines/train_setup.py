@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pipelines.reading import READER_CPUS, READERS, slots_of
 from pipelines.run_directory import INITIAL, MODEL, find_model
 from pipelines.storage import Location, locate, on_disk
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of this process's container, version 2 of Linux's control groups: microseconds, of each period of so many."""
 HEADS = ("maskiou.", "heads.")
 """What the names of MaskIoU heads' weights begin with."""
 
@@ -90,9 +92,16 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
 
 def threads_of(config: TrainConfig) -> int:
     """CPU threads of a worker; without a wish its share of the processors that this process may use."""
-    _, most = config.worker_range
+    return config.threads or max(1, processors() // config.worker_range[1])
+
+
+def processors() -> int:
+    """That this process may use: of its scheduler's, and of its container's time."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.threads or max(1, here // most)
+    with suppress(OSError, ValueError):  # no such container; no limit is "max"
+        time, period = QUOTA.read_text().split()
+        here = min(here, max(1, int(time) // int(period)))
+    return here
 
 
 def initial_model(config: TrainConfig, job: Job, log: Callable[[str], None]) -> MaskScoringRCNN | None:

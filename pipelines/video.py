@@ -79,18 +79,17 @@ class Video:
     """
 
     def __init__(self, place: Location) -> None:
-        self._av = video_library()
+        self._av, self._place = video_library(), place
         try:
             file = str(place.local) if place.local is not None else place.open()
         except FileNotFoundError as error:
             raise InputError(f"{place}: not a readable video ({explained(error)}); replace or remove it") from None
         except OSError as error:
-            raise StorageError(
-                f"{place}: cannot be read ({explained(error)}); give the same command again to go on"
-            ) from error
+            self._check_storage(error)
         try:
             self._container = self._av.open(file)
         except (OSError, self._av.FFmpegError) as error:
+            self._check_storage(error)
             raise InputError(f"{place}: not a readable video ({_reason(error)}); replace or remove it") from None
         if not self._container.streams.video:
             self._container.close()
@@ -120,7 +119,15 @@ class Video:
                 image = image if turn is None else image.transpose(turn)
                 yield Frame(image, number, float(pts * self.time_base) - self._start, pts, frame.duration or 0)
         except (OSError, self._av.FFmpegError) as error:
+            self._check_storage(error)
             self.broken = _reason(error)
+
+    def _check_storage(self, error: Exception) -> None:
+        """Raises StorageError for what is no fault of the video: FFmpeg passes on what reading its file raised."""
+        if isinstance(error, OSError) and not isinstance(error, self._av.FFmpegError):
+            raise StorageError(
+                f"{self._place}: cannot be read ({explained(error)}); give the same command again to go on"
+            ) from error
 
     def __enter__(self) -> Video:
         return self

@@ -129,6 +129,13 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     evaluate_once(config, lines.append)
     assert lines[-1] == f"{config.out}: holds the numbers of this model on these shards, nothing to do"
     assert {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()} == after
+    with pytest.raises(InputError, match="already holds an evaluation"):  # of other resamplings
+        evaluate_once(replace(config, bootstrap=config.bootstrap + 1))
+    file = locate(config.out) / "summary.json"
+    file.write(json.dumps(json.loads(file.read()) | {"images": {"failed": 1}}).encode())
+    evaluate_once(config, lines.append)
+    with pytest.raises(InputError, match="already holds an evaluation"):
+        evaluate_once(replace(config, strict=True))
     write_model(config.out.parent / "other.pt", config.shards, seed=1)
     with pytest.raises(InputError, match="already holds an evaluation"):  # of another model
         evaluate_once(replace(config, model=config.out.parent / "other.pt"), lines.append)

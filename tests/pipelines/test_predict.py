@@ -202,8 +202,9 @@ def test_images_of_all_kinds_and_those_that_cannot_be_used(run, model, here):
         assert image.getexif().get(0x0112, 1) == 1
 
 
-def test_a_storage_that_fails_costs_no_image(run, here):
+def test_a_storage_that_fails_costs_no_image(run, here, monkeypatch):
     """A network that is away for a minute would otherwise cost a thousand, for good."""
+    monkeypatch.setattr(predict_job, "PAUSES", (0.0,))
     (here / "odd.png").mkdir()  # reading it fails, and not because it is missing
     write_image(here / "photos" / "a.png", 0)
     job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2)
@@ -217,6 +218,29 @@ def test_a_storage_that_fails_costs_no_image(run, here):
     with pytest.raises(InputError, match=r"photos: node \S+ does not see it; give a path that every node sees"):
         predictor.run(part)
     assert files_in(here / "out") == []
+
+
+def test_a_file_is_read_again_where_that_may_help(monkeypatch):
+    monkeypatch.setattr(predict_job, "PAUSES", (0.0, 0.0))
+
+    def reading(*errors: Exception) -> tuple[bytes, int]:
+        left = [*errors]
+
+        def read() -> bytes:
+            if left:
+                raise left.pop(0)
+            return b"pixels"
+
+        found = predict_job.patiently(read)
+        return found, len(errors) - len(left)
+
+    slow = OSError("AWS Error SLOW_DOWN during GetObject operation")
+    assert reading(slow, slow) == (b"pixels", 2)
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        reading(slow, slow, slow)
+    for lasting in (FileNotFoundError(2, "gone"), OSError("AWS Error ACCESS_DENIED during GetObject operation")):
+        with pytest.raises(OSError, match=r"gone|ACCESS"):
+            reading(lasting)
 
 
 def test_nothing_usable_leaves_nothing(run, here):

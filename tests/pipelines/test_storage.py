@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from msrcnn.errors import InputError
 from pipelines import storage
-from pipelines.storage import Location, exclusively, explained, locate, open_parquet, sizes_in
+from pipelines.storage import Location, StorageError, exclusively, explained, locate, open_parquet, read_table, sizes_in
 
 
 def folder_of(tmp_path: Path, kind: str) -> Location:
@@ -181,6 +181,19 @@ def test_parquet_behind_a_path_and_a_url(tmp_path: Path) -> None:
     (locate(f"memory:/{tmp_path}") / "b").write((tmp_path / "a b.parquet").read_bytes())
     for url in (str(tmp_path / "a b.parquet"), f"memory:/{tmp_path}/b"):
         assert open_parquet(url).read() == table
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "set" / "a.parquet"
+    with pytest.raises(
+        InputError, match=rf"{place.parent}: node \S+ does not see it; give a path that every node sees"
+    ):
+        read_table(place)
+    place.mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"{place}: cannot be read \(.*irectory.*\); put that right and give the"):
+        read_table(place)
+    with pytest.raises(StorageError, match=r"b\.parquet: cannot be read \(No such file or directory\)"):
+        read_table(place.parent / "b.parquet")
 
 
 def test_shards_of_a_folder_share_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,10 +51,13 @@ def plan_of(tmp_path, *arguments: str):
         (["--threads", "4", "--workers", "2"], 1),
         (["--threads", "16"], 1),  # one trial at least
         (["--threads", "4", "--concurrent", "5"], 5),  # who asks for more gets it
+        ([], 2),  # two nodes of four
+        (["--workers", "2"], 2),
     ],
 )
 def test_trials_on_cpus_have_a_processor_for_each_thread(tmp_path, monkeypatch, options, concurrent):
     monkeypatch.setattr(sweep_places.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}] * 2)
     monkeypatch.setattr(sweep_places, "check_resources", lambda _: None)
     config, plan = plan_of(tmp_path, "tau", *options)
     assert places(config, plan) == concurrent

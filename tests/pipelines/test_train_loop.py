@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,14 +11,28 @@ import torch
 
 from msrcnn.config import SolverConfig
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
 from msrcnn.structures import Batch
 from pipelines.ingest import StepImages, split
 from pipelines.job import Job
-from pipelines.train_loop import UnusableError, forward_backward
+from pipelines.storage import StorageError
+from pipelines.train_loop import UnusableError, forward_backward, next_images
 from tests.tiny import CONFIG, DATA, SIDE, batch_of, make_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("error", "lasts"), [(InputError("a.png: damaged"), True), (StorageError("s3: away"), False)])
+def test_a_storage_that_fails_is_the_next_worker_groups_business(error, lasts):
+    def feed() -> Iterator[StepImages]:
+        raise error
+        yield  # a generator
+
+    with pytest.raises(InputError) as caught:
+        next_images(feed())
+    assert isinstance(caught.value, UnusableError) == lasts
+    assert str(caught.value) == str(error)
 
 
 def computed(model: MaskScoringRCNN, images: int, at_once: int) -> float:

@@ -14,6 +14,7 @@ from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.presets import Preset, for_ap
 from msrcnn.weights import save_model
+from pipelines import train_setup
 from pipelines.job import Job
 from pipelines.options import TrainConfig
 from pipelines.train_setup import initial_model, pretrained_model
@@ -113,3 +114,14 @@ def test_weights_of_another_depth_are_refused(tmp_path: Path) -> None:
     torch.save({name: tensor for name, tensor in weights.items() if name != "layer1.0.conv1.weight"}, file)
     with pytest.raises(InputError, match=r"lacks backbone\.trunk\.layer1\.0\.conv1\.weight and 0 more"):
         begun(file, replace(deep, backbone="resnet50"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1), (None, 8)]
+)
+def test_processors_are_those_that_a_container_may_use(monkeypatch, tmp_path, limit, expected):
+    monkeypatch.setattr(train_setup.os, "sched_getaffinity", lambda _: {*range(8)})
+    monkeypatch.setattr(train_setup, "QUOTA", tmp_path / "cpu.max")
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert train_setup.processors() == expected

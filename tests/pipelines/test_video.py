@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from msrcnn.errors import InputError
-from pipelines.storage import locate
+from pipelines.storage import Location, StorageError, locate
 from pipelines.video import Video, VideoWriter
 from tests.predicting import pixels, write_video
 from tests.tiny import SIDE
@@ -119,6 +120,43 @@ def test_what_is_no_video_is_said_in_a_line(tmp_path):
         Video(locate(tmp_path / "a.mp4"))
     with pytest.raises(InputError, match=r"absent\.mp4: not a readable video \(No such file"):
         Video(locate(tmp_path / "absent.mp4"))
+
+
+class Away(Location):
+    """A video in a storage that no longer answers after some bytes."""
+
+    size_there = 0
+
+    @property
+    def local(self) -> None:
+        return None
+
+    def open(self) -> io.BytesIO:
+        there = self.size_there
+
+        class File(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                left = there - self.tell()
+                if left <= 0:
+                    raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+                return super().read(left if size is None or size < 0 else min(size, left))
+
+        return File(super().read())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_a_storage_that_fails_is_no_fault_of_the_video(tmp_path, monkeypatch, share):
+    write_video(tmp_path / "a.mp4", [40 * i for i in range(300)])
+    place = locate(tmp_path / "a.mp4")
+    monkeypatch.setattr(Away, "size_there", int(share * place.size()))
+
+    def read() -> None:
+        with Video(Away(place.filesystem, place.path, place.url)) as video:
+            for _ in video.frames():
+                pass
+
+    with pytest.raises(StorageError, match=r"a\.mp4: cannot be read \(AWS Error NETWORK_CONNECTION.*give the same"):
+        read()
 
 
 def test_without_h264_one_line_says_what_to_do(tmp_path, monkeypatch):
