@@ -115,7 +115,8 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     (interrupted / "part-00000-0003.parquet.tmp-0123456789ab").write_bytes(b"killed")
     before = {path.name: path.stat().st_mtime_ns for path in interrupted.glob("*.parquet")}
     lines: list[str] = []
-    evaluate(replace(config, batch=4, figures=False), lines.append)
+    again = replace(config, batch=4, figures=False)
+    evaluate(again, lines.append)
     after = {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()}
     assert [name for name in sorted(after) if after[name] != before.get(name)] == [
         "part-00000-0001.parquet", "part-00000-0002.parquet"
@@ -125,20 +126,20 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     assert ours.summary["images"] == whole.summary["images"]
     assert {row["image_id"] for row in ours.rows} == {row["image_id"] for row in whole.rows}
     with pytest.raises(InputError, match="already holds an evaluation"):
-        evaluate(config)
-    evaluate_once(config, lines.append)
+        evaluate(again)
+    evaluate_once(again, lines.append)
     assert lines[-1] == f"{config.out}: holds the numbers of this model on these shards, nothing to do"
     assert {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()} == after
     with pytest.raises(InputError, match="already holds an evaluation"):  # of other resamplings
-        evaluate_once(replace(config, bootstrap=config.bootstrap + 1))
+        evaluate_once(replace(again, bootstrap=config.bootstrap + 1))
     file = locate(config.out) / "summary.json"
     file.write(json.dumps(json.loads(file.read()) | {"images": {"failed": 1}}).encode())
-    evaluate_once(config, lines.append)
+    evaluate_once(again, lines.append)
     with pytest.raises(InputError, match="already holds an evaluation"):
-        evaluate_once(replace(config, strict=True))
+        evaluate_once(replace(again, strict=True))
     write_model(config.out.parent / "other.pt", config.shards, seed=1)
     with pytest.raises(InputError, match="already holds an evaluation"):  # of another model
-        evaluate_once(replace(config, model=config.out.parent / "other.pt"), lines.append)
+        evaluate_once(replace(again, model=config.out.parent / "other.pt"), lines.append)
 
 
 def test_parts_of_another_model_or_data_set_are_refused(folder, config, interrupted, tmp_path):
