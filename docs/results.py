@@ -22,7 +22,7 @@ from pipelines.study import MEASURED, defined
 from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER
 from pipelines.study_plan import CHOOSE, CONFIRM, FOREGROUND, STUDIES
 from pipelines.study_results import best_powers, results_of
-from pipelines.study_table import PAPER_CLOSES, grid, interval, markdown, named, shown
+from pipelines.study_table import PAPER_CLOSES, closes, grid, has_gap, interval, markdown, named, shown
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -141,10 +141,12 @@ def page() -> str:
 
 
 def readme() -> str:
-    """README.md with its table, in which `quick` has no place: it shows that all works, not who is right."""
+    """README.md with its table of the studies that say who is right: not `quick`; in words where there is no gap."""
     found = [results for results in studies() if results["study"] != QUICK]
+    telling = [results for results in found if has_gap(results["rankings"])]
+    silent = [line for results in found if results not in telling for line in (*_said(results), "")]
     introduction = SECTION.format(words=WORDS.format(method=f"docs/{METHOD}"))
-    section = "\n".join([introduction, *_overview(found)]) if found else ""
+    section = "\n".join([introduction, *_overview(telling), *silent]) if found else ""
     return BETWEEN.sub(lambda found: found[1] + section + found[2], README.read_text())
 
 
@@ -158,7 +160,7 @@ def _overview(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         for name in (CLASS, f"{FOREGROUND}^1", f"{PAPER}^1", f"{FROZEN}^1", best, ORACLE):
             of = rankings[name]
             gain = "" if name == CLASS else interval(of["gain"])
-            closed = "" if name in (CLASS, ORACLE) else interval(of["closed"], sign=False)
+            closed = "" if name in (CLASS, ORACLE) else closes(rankings, name)
             label = f"**{named(name)}**" if name == best else named(name)
             rows.append([label, *(shown(of[key]["mean"], ".1f") for key in ("AP", "AP50", "AP75")), gain, closed])
         lines += _said(results)
@@ -173,6 +175,12 @@ def _said(results: Mapping[str, Any]) -> Iterator[str]:
     """What a study says of the paper's head, and of the best."""
     study, rankings, best, over = (results[key] for key in ("study", "rankings", "variant", "best over"))
     best = best["ranking"]
+    if not has_gap(rankings):
+        yield (
+            f"- {study}: by class score mask AP is {shown(rankings[CLASS]['AP']['mean'])}, and what the oracle gains, "
+            f"{interval(rankings[ORACLE]['gain'])}, may be nothing: such a detector says nothing about rankings."
+        )
+        return
     paper, frozen = (rankings[f"{head}^1"]["closed"] for head in (PAPER, FROZEN))
     missed = paper["high"] is not None and paper["high"] < PAPER_CLOSES
     yield (

@@ -80,8 +80,22 @@ def test_what_is_not_defined_is_a_dash():
     assert not re.search(r"\b(nan|None|inf|null)\b", text)
     assert "| class score | - | - | - | - |  |  |  |" in text
     assert "| class score | - | - | - | - |\n" in text
-    assert "closes - of the oracle gap of - AP" in text
+    assert "The oracle's gain of - AP may be none, so no head can close a share of it" in text
     assert "0 of 0 pairs" in text
+
+
+def test_where_the_oracle_may_gain_nothing_no_share_is_told():
+    """A share of a gap that may be 0 is any number."""
+    found = results()
+    paper = next(line for line in markdown(found).splitlines() if line.startswith("- The paper's head closes "))
+    share = interval(found["rankings"]["paper^1"]["closed"], sign=False)
+    assert share in paper
+    assert share in markdown(found).replace(paper, "")  # in the table
+    found["rankings"]["oracle"]["gain"]["low"] = -0.1
+    text = markdown(found)
+    assert share not in text
+    assert "may be none, so no head can close a share of it" in text
+    assert re.search(r"\| the paper's head, trained with the trunk \| .* \| - \|", text)
 
 
 def test_pairs_in_the_papers_order():
