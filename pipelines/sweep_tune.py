@@ -8,16 +8,18 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
+import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from pipelines.progress import duration
 from pipelines.storage import Location, locate
@@ -92,6 +94,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
     log(f"{counted(number)}, {min(number, concurrent)} at a time" + (f"; {done} done already" if done else ""))
     failures: dict[str, Failure] = {}
+    held = reservations()
     with watched(out, number, done, log):
         for _ in range(TRIES):
             known, missing = _known(plan, config, out)
@@ -107,6 +110,7 @@ def run_trials(
                                  search_alg=search, num_samples=number - len(known))  # fmt: skip
             if not any(failure.lost for failure in failures.values()):
                 break
+            give_back(reservations() - held)
     return {name: failure.reason for name, failure in failures.items()}
 
 
@@ -114,6 +118,18 @@ def _known(plan: Plan, config: SweepConfig, out: Location) -> tuple[dict[str, Tr
     """The trials that are known, of a Bayesian search those that were begun; and of these the ones without outcome."""
     known = plan.trials if plan.search is None else _begun(plan, out)
     return dict(known), {name: t for name, t in known.items() if outcome(out, t, config.asha) is None}
+
+
+def reservations() -> set[str]:
+    """The placement groups of this job, by their ids in hexadecimal, whose end is the job's."""
+    job = ray.get_runtime_context().get_job_id()
+    return {name for name, of in placement_group_table().items() if name.endswith(job) and of["state"] != "REMOVED"}
+
+
+def give_back(groups: Iterable[str]) -> None:
+    """Removes what the workers of lost trials had reserved: Ray Train itself only does where it finds Ray's dashboard."""
+    for name in groups:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def keep_keys() -> None:

@@ -143,20 +143,16 @@ def test_a_killed_sweep_is_finished_by_the_same_command(shards, tmp_path):
 
 @pytest.mark.slow
 def test_a_trial_whose_process_is_lost_goes_on(shards, tmp_path):
-    """As with a node that is taken away: by the same command, from its last checkpoint, and others find room."""
+    """As with a node that is taken away: by the same command, from its last checkpoint; one that fails is not tried."""
     file = space(tmp_path, f"""
-[[rows]]
-name = "small steps"
-settings = {{solver.lr = 0.01}}
-[[rows]]
-name = "larger ones"
-settings = {{solver.lr = 0.02}}
 [[rows]]
 name = "begins with what is not there"
 settings = {{weights = "{tmp_path}/absent.pt"}}
+[[rows]]
+name = "small steps"
+settings = {{solver.lr = 0.01}}
 """)  # fmt: skip
-    options = ["--solver.epochs", "3", "--concurrent", "1", "--cpus", "0.7", "--workers", "2"]  # no room for two trials
-    sweep = Sweeping(tmp_path / "sweep", shards, [file], options)
+    sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "3", "--concurrent", "1"])
     sweep.start()
     deadline = time.monotonic() + 400
     while not [*sweep.out.glob("runs/*/step-*")]:
@@ -164,14 +160,13 @@ settings = {{weights = "{tmp_path}/absent.pt"}}
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert sweep.kill_process("ray::ImplicitFunc")
-    sweep.wait_for("trial .* done", seconds=400)  # the next one
+    sweep.wait_for("lost its process")
     assert sweep.finish() == 1
-    assert len(re.findall("lost its process", sweep.log())) == 1
-    assert len(re.findall(r"trial \S+ failed: .*absent\.pt", sweep.log())) == 1  # is not tried again
-    assert [result["epoch"] for result in sweep.results().values()] == [3, 3]
-    begun = [re.findall(r"begins? at step (\d+)", file.read_text()) for file in sorted(sweep.out.glob("logs/*.txt"))]
-    assert sorted(map(len, begun)) in ([0, 1, 2], [1, 2])
-    assert all(int(steps[1]) > 0 for steps in begun if len(steps) == 2)  # not from the beginning
+    assert len(re.findall(r"trial \S+ failed: .*absent\.pt", sweep.log())) == 1
+    (result,) = sweep.results().values()
+    assert result["epoch"] == 3
+    (log,) = [file.read_text() for file in sweep.out.glob("logs/*.txt") if "trained in" in file.read_text()]
+    assert re.search(r"begins at step [1-9]", log)  # not from the beginning
 
 
 @pytest.mark.slow
