@@ -127,7 +127,7 @@ def reservations() -> set[str]:
 
 
 def give_back(groups: Iterable[str]) -> None:
-    """Removes what the workers of lost trials had reserved: Ray Train itself only does where it finds Ray's dashboard."""
+    """Removes what the workers of lost trials had reserved: Ray Train does so only where it finds a dashboard."""
     for name in groups:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
