@@ -376,8 +376,12 @@ def check_seen(folder: Location) -> None:
         InputError: all of the folder is, so that the file may well be there.
     """
     if not folder.is_folder():
-        raise InputError(f"{folder}: node {socket.gethostname()} does not see it; give a path that every node sees, or "
-                         "a URL")  # fmt: skip
+        raise InputError(unseen(folder))
+
+
+def unseen(folder: Location) -> str:
+    """The line for where this node does not see what others do."""
+    return f"{folder}: node {socket.gethostname()} does not see it; give a path that every node sees, or a URL"
 
 
 def explained(error: OSError) -> str:

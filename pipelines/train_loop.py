@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Iterator
 
@@ -27,7 +26,7 @@ from pipelines.mailbox import Post
 from pipelines.meter import Meter
 from pipelines.reading import slots_of
 from pipelines.run_directory import RUN, working
-from pipelines.storage import Location, StorageError, locate
+from pipelines.storage import StorageError, locate, unseen
 from pipelines.waiting import Watch
 
 PREFETCH = 4
@@ -44,7 +43,8 @@ def train_loop(config: dict[str, Job]) -> None:
     post = Post(job.mailbox, attempt.number, context.get_world_rank())
     try:
         run = locate(job.run)
-        check_seen(run)
+        if (run / RUN).size() is None:
+            raise UnusableError(unseen(run))
         with working(run), Watch(post) as watch:
             train_steps(job, post, watch, context.get_world_size())
     except NotFiniteError as error:  # every worker ends here, after the same step
@@ -59,13 +59,6 @@ def train_loop(config: dict[str, Job]) -> None:
 
 class UnusableError(InputError):
     """Something that the next worker group would find just the same."""
-
-
-def check_seen(run: Location) -> None:
-    """Raises UnusableError where this node does not see the run directory."""
-    if (run / RUN).size() is None:
-        raise UnusableError(f"{run}: node {socket.gethostname()} does not see it; give a path that every node sees, or "
-                            "a URL")  # fmt: skip
 
 
 def train_steps(job: Job, post: Post, watch: Watch, workers: int) -> None:

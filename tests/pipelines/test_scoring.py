@@ -229,6 +229,10 @@ def test_a_task_s_input_error_is_one_line(stored):
     (detections.folder / "part-00001-0000.parquet").write((detections.folder / "part-00000-0000.parquet").read())
     with pytest.raises(InputError, match=r"is not in the shards' row group; give the shards that"):
         score_all(manifest, groups, detections, quiet)
+    part = detections.folder / "part-00001-0000.parquet"
+    part.remove()
+    with pytest.raises(InputError, match=rf"^{part}: cannot be read \(No such file or directory\); put that right"):
+        score_all(manifest, groups, detections, quiet)
 
 
 def test_images_without_truth_have_no_numbers(tmp_path, scenes):

@@ -87,18 +87,22 @@ def space(tmp_path: Path, text: str) -> str:
     return str(tmp_path / "mine.toml")
 
 
-@pytest.mark.slow
-def test_a_users_space_by_path_with_a_row_that_fails(shards, tmp_path):
-    """The other row goes on, both are in the report, the exit code says that something is missing."""
-    file = space(tmp_path, f"""
+def failing_and_fine(tmp_path: Path) -> str:
+    """A row whose weights are not there, and one that trains."""
+    return f"""
 [[rows]]
 name = "begins with what is not there"
 settings = {{weights = "{tmp_path}/absent.pt"}}
 [[rows]]
 name = "small steps"
 settings = {{solver.lr = 0.01}}
-published = {{AP = 12.5}}
-""")  # fmt: skip
+"""
+
+
+@pytest.mark.slow
+def test_a_users_space_by_path_with_a_row_that_fails(shards, tmp_path):
+    """The other row goes on, both are in the report, the exit code says that something is missing."""
+    file = space(tmp_path, failing_and_fine(tmp_path) + "published = {AP = 12.5}\n")
     sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "1"])
     sweep.start()
     assert sweep.finish() == 1
@@ -144,14 +148,7 @@ def test_a_killed_sweep_is_finished_by_the_same_command(shards, tmp_path):
 @pytest.mark.slow
 def test_a_trial_whose_process_is_lost_goes_on(shards, tmp_path):
     """As with a node that is taken away: by the same command, from its last checkpoint; one that fails is not tried."""
-    file = space(tmp_path, f"""
-[[rows]]
-name = "begins with what is not there"
-settings = {{weights = "{tmp_path}/absent.pt"}}
-[[rows]]
-name = "small steps"
-settings = {{solver.lr = 0.01}}
-""")  # fmt: skip
+    file = space(tmp_path, failing_and_fine(tmp_path))
     sweep = Sweeping(tmp_path / "sweep", shards, [file], ["--solver.epochs", "3", "--concurrent", "1"])
     sweep.start()
     deadline = time.monotonic() + 400
