@@ -39,7 +39,7 @@ from msrcnn.backbones import IMAGE_MEAN, IMAGE_STD
 from msrcnn.config import DataConfig
 from pipelines.ingest import StepImages, TrainingCollate
 from pipelines.manifest import Manifest, read_manifest
-from pipelines.reading import read_rows, row_groups, training_plan, training_rows
+from pipelines.reading import TrainingPlan, read_rows, row_groups, training_rows
 from pipelines.shard import ShardConfig, shard
 from pipelines.train_loop import PREFETCH
 
@@ -155,7 +155,7 @@ def loader(dataset: Dataset[Any], collate: Callable[[list[Any]], Any], settings:
 def ours(manifest: Manifest, settings: Settings) -> Iterable[Any]:
     """The stream that a training worker reads, through the splitter that Ray Train puts before its workers."""
     steps = manifest.rows // settings.batch
-    plan = training_plan(row_groups(manifest), settings.seed, settings.epochs, steps, settings.batch, 1)
+    plan = TrainingPlan(row_groups(manifest), settings.seed, settings.epochs, steps, settings.batch, 1)
     rows = training_rows(plan)
     rows.context.execution_options.preserve_order = True
     (feed,) = rows.streaming_split(1, equal=True)

@@ -61,19 +61,6 @@ class TrueMaskIoUs:
 
 
 @torch.no_grad()
-def maskiou_targets(
-    config: MaskIoUConfig, logits: Tensor, coverage: Tensor, rois: MatchedRoIs, batch: Batch, truth: Targets
-) -> MaskIoUTargets:
-    """Training targets of a MaskIoU head; see `true_maskious` and `targets_of`, which share out the work for several.
-
-    Args:
-        config: `target` and `tau`.
-        logits, coverage, rois, batch, truth: as `true_maskious` takes them.
-    """
-    return targets_of(config, true_maskious(logits, coverage, rois, batch, truth, config.target != 1), rois)
-
-
-@torch.no_grad()
 def true_maskious(
     logits: Tensor, coverage: Tensor, rois: MatchedRoIs, batch: Batch, truth: Targets, others: bool
 ) -> TrueMaskIoUs:

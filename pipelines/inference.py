@@ -6,7 +6,6 @@ was killed goes on with the row groups that have no part.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,10 +39,9 @@ DONE_ROW = pa.schema(
     [
         *((name, pa.int64()) for name in ("shard", "group", "images", "detections", "errors")),
         ("first_error", pa.string()),
-        ("seconds", pa.float64()),
     ]
 )
-"""What an actor says of a part that it wrote: `PartInfo`, and how long it took."""
+"""What an actor says of a part that it wrote: `PartInfo`."""
 ImageRows = list[dict[str, Any]]
 Rows = Callable[[], list[ImageRows]]
 """Pastes the masks of a batch that went through the network: the rows of each of its images."""
@@ -82,14 +80,13 @@ class Detector:
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        began = time.monotonic()
         shard, group, rows = (table[name][0].as_py() for name in ("shard", "group", "group_rows"))
         if len(table) != rows:  # a part that lacks images would count as done
             raise RuntimeError(f"{part_name((shard, group))}: a block of {len(table)} rows, the row group has {rows}")
         rows = detected_rows(self.model, self.data, self.device, self.batch, table, self.device.type == "cuda")
         found = pa.Table.from_pylist(list(rows), schema=DETECTION_ROW)
         info = write_part(self.job.folder, (shard, group), found, self.job.origin)
-        return pa.Table.from_pylist([{**asdict(info), "seconds": time.monotonic() - began}], schema=DONE_ROW)
+        return pa.Table.from_pylist([asdict(info)], schema=DONE_ROW)
 
 
 def detected_rows(
@@ -171,7 +168,7 @@ def in_order(found: Iterable[Mapping[int, T]]) -> Iterator[T]:
 
 
 def infer(groups: Sequence[RowGroup], job: DetectJob, pool: Pool) -> ray.data.Dataset:
-    """A job that writes the parts of these row groups; a row of `PartInfo` and `seconds` for each as it is there."""
+    """A job that writes the parts of these row groups; a row of `PartInfo` for each as it is there."""
     share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
     if pool.avoids_gpus:  # Ray Data's own, SPREAD, would take nodes with GPUs as any others
         share["scheduling_strategy"] = "DEFAULT"
@@ -201,7 +198,6 @@ def detect(groups: Sequence[RowGroup], job: DetectJob, pool: Pool, log: Callable
     if missing:
         progress = Progress(sum(group.rows for group in missing), log)
         for row in job_rows(infer(missing, job, pool)):
-            row.pop("seconds")
             info = PartInfo(**row)
             done[info.key] = info
             progress.add(info.images)

@@ -47,7 +47,7 @@ def code() -> dict[str, str]:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, code, where it lies, the clock, the user, where Ray keeps objects and files, and what is free there."""
+    """Versions, code, where it lies, the clock, where Ray keeps objects and files, and what is free there."""
     command = _raylet_command()
     session = command.get("session_dir") or command.get("temp_dir") or "/tmp"
     return {
@@ -55,7 +55,6 @@ def facts() -> dict[str, Any]:
         "code": code(),
         "root": str(ROOT),
         "clock": time.time(),
-        "user": user(),
         "objects": command.get("plasma_directory"),
         "shared_memory": _free(SHARED_MEMORY),
         "session": session,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -31,9 +30,8 @@ class PredictActor:
     def __call__(self, plan: pa.Table) -> pa.Table:
         done = []
         for row in plan.to_pylist():
-            began = time.monotonic()
             part = Part(row["number"], tuple(Source(*values) for values in json.loads(row["sources"])))
-            done.append({**asdict(self._predictor.run(part)), "seconds": time.monotonic() - began})
+            done.append(asdict(self._predictor.run(part)))
         return pa.Table.from_pylist(done, DONE_ROW)
 
 
@@ -69,7 +67,6 @@ def run_parts(
     expected = expected_images(parts)
     infos, progress = [], Progress(sum(expected.values()), log)
     for row in job_rows(rows):
-        row.pop("seconds")
         info = PartInfo(**row)
         infos.append(info)
         progress.total += info.images - expected[info.shard]

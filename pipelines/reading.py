@@ -140,9 +140,20 @@ class TrainingPlan(Sequence[Piece]):
     """
 
     def __init__(
-        self, groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int, first_step: int
-    ) -> None:
-        """As `training_plan`."""
+        self, groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int,
+        first_step: int = 0,
+    ) -> None:  # fmt: skip
+        """What is left to read of a training.
+
+        Args:
+            groups: the data set's row groups.
+            seed: what the order follows from, with the number of the epoch.
+            epochs: of the whole training.
+            steps: an epoch's.
+            batch: images of a step, over all workers.
+            workers: training processes, at most `batch`.
+            first_step: counted over all epochs.
+        """
         self.groups, self.seed, self.steps, self.batch, self.workers = list(groups), seed, steps, batch, workers
         self.first_step = first_step
         self.length = round_steps(groups, batch, steps)
@@ -177,23 +188,6 @@ class TrainingPlan(Sequence[Piece]):
             ordered = epoch_groups(self.groups, self.seed, epoch)
             latest = self._latest = epoch, ordered, np.cumsum([g.rows for g in ordered])
         return latest[1], latest[2]
-
-
-def training_plan(
-    groups: Sequence[RowGroup], seed: int, epochs: int, steps: int, batch: int, workers: int, first_step: int = 0
-) -> TrainingPlan:
-    """What reading tasks are to do for the rest of a training.
-
-    Args:
-        groups: the data set's row groups.
-        seed: what the order follows from, with the number of the epoch.
-        epochs: of the whole training.
-        steps: an epoch's.
-        batch: images of a step, over all workers.
-        workers: training processes, at most `batch`.
-        first_step: counted over all epochs.
-    """
-    return TrainingPlan(groups, seed, epochs, steps, batch, workers, first_step)
 
 
 @lru_cache(maxsize=1)

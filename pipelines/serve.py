@@ -23,6 +23,8 @@ from pipelines.run_directory import find_model
 from pipelines.serving_options import ServeConfig
 from pipelines.storage import locate, on_disk, without_password
 
+EXTRA = "serve"
+"""Of Ray's; MLflow brings parts of it."""
 PATIENCE_SECONDS = 45.0
 """Between lines about a start that takes long; Ray itself calls it so after 30."""
 LOOK_SECONDS = 2.0
@@ -57,15 +59,15 @@ def serve(config: ServeConfig, log: Callable[[str], None] = say) -> None:
             _watch(log)
 
 
-def check_installed(extra: str = "serve") -> None:
-    """Raises InputError where something is absent of what an extra of Ray's brings; MLflow brings parts of `serve`."""
+def check_installed() -> None:
+    """Raises InputError where something is absent of what Ray's `EXTRA` brings."""
     for line in metadata.requires("ray") or []:
         needed = Requirement(line)
-        if needed.marker and needed.marker.evaluate({"extra": extra}) and not needed.marker.evaluate({"extra": ""}):
+        if needed.marker and needed.marker.evaluate({"extra": EXTRA}) and not needed.marker.evaluate({"extra": ""}):
             try:
                 metadata.version(needed.name)
             except metadata.PackageNotFoundError:
-                wanted = f"ray[{extra}]"
+                wanted = f"ray[{EXTRA}]"
                 raise InputError(f"{wanted} is not installed (no {needed.name}); install it: pip install "
                                  f"'{wanted}=={metadata.version('ray')}'") from None  # fmt: skip
 

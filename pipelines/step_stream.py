@@ -11,7 +11,7 @@ import ray.train
 
 from pipelines.checkpoint_list import next_step
 from pipelines.job import Job
-from pipelines.reading import RowGroup, training_plan, training_rows
+from pipelines.reading import RowGroup, TrainingPlan, training_rows
 from pipelines.storage import locate
 
 
@@ -29,7 +29,7 @@ class Remaining:
         begin = min(self.step, job.total_steps - 1)  # Ray Data wants rows even where all steps are done
         epochs = -(-job.total_steps // steps)
         return training_rows(
-            training_plan(self.groups, job.solver.seed, epochs, steps, job.solver.batch, workers, begin)
+            TrainingPlan(self.groups, job.solver.seed, epochs, steps, job.solver.batch, workers, begin)
         )
 
 

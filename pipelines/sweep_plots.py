@@ -65,16 +65,15 @@ def write_figures(
 
 
 @styled
-def gain_figure(table: TableResult, column: str | None = None) -> Figure:
-    """Gain of each row in one column over the row that it is compared with, in percentage points.
+def gain_figure(table: TableResult) -> Figure:
+    """Gain of each row in the table's first column over the row that it is compared with, in percentage points.
 
     A row that others are compared with stands as the zero line of theirs, its numbers beside its name.
 
     Args:
         table: with rows that are compared.
-        column: the table's first if None.
     """
-    column = column or table.columns[0]
+    column = table.columns[0]
     bases = {base.name for row in table.rows if (base := table.baseline(row)) is not None}
     rows = [row for row in table.rows if row.name in bases or table.baseline(row) is not None]
     figure, (axes,) = new_figure(7.6, 2.2 + 0.46 * max(3, len(rows)))

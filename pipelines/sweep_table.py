@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from msrcnn.errors import InputError
 from pipelines.reporting import plain
 from pipelines.storage import Location, Place, locate
-from pipelines.sweep_results import NONE, RowResult, Spread, TableResult
+from pipelines.sweep_results import RowResult, Spread, TableResult
 from tune_spaces.settings import shown
 
 WIDTH = 150
@@ -58,20 +57,8 @@ def markdown(tables: Sequence[TableResult]) -> str:
 
 
 def to_json(tables: Sequence[TableResult]) -> dict[str, Any]:
-    """Everything, each number finite or None; `from_json` reads it back."""
+    """Everything, each number finite or None."""
     return plain({"tables": [_table_json(table) for table in tables]})
-
-
-def from_json(value: dict[str, Any]) -> tuple[TableResult, ...]:
-    """The tables of a report's JSON; None becomes nan.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        return tuple(_table_from(table) for table in value["tables"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"not the report of a sweep ({type(error).__name__}: {error})") from None
 
 
 def write_report(folder: Place, name: str, tables: Sequence[TableResult]) -> tuple[Location, Location]:
@@ -267,21 +254,3 @@ def _row_json(table: TableResult, row: RowResult) -> dict[str, Any]:
         "gain_deviation": {column: value.deviation for column, value in gains.items()},
         "gain_published": {column: table.paper_gain(row, column) for column in table.columns},
     }  # fmt: skip
-
-
-def _table_from(value: dict[str, Any]) -> TableResult:
-    return TableResult(
-        value["title"], tuple(value["tables"]), value["about"], tuple(value["columns"]),
-        tuple(_row_from(row) for row in value["rows"]), tuple(value["notes"]),
-    )  # fmt: skip
-
-
-def _row_from(value: dict[str, Any]) -> RowResult:
-    values = {column: tuple(_number(v) for v in seeds) for column, seeds in value["values"].items()}
-    published = {column: _number(v) for column, v in value["published"].items()}
-    return RowResult(value["name"], value["how"], published, values, value["state"], value["settings"],
-                     value["against"])  # fmt: skip
-
-
-def _number(value: float | None) -> float:
-    return NONE if value is None else float(value)

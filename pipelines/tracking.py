@@ -206,10 +206,10 @@ class Tracker:
         for start in range(0, len(items), MAX_SETTINGS):
             self.client.log_batch(self.run_id, tags=items[start : start + MAX_SETTINGS])
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at a step; those that are not finite are left out."""
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """What comes of a run in numbers; those that are not finite are left out."""
         now = int(time.time() * 1000)
-        self.points([Point(k, float(v), now, step) for k, v in values.items() if math.isfinite(v)])
+        self.points([Point(k, float(v), now, 0) for k, v in values.items() if math.isfinite(v)])
 
     def points(self, points: Sequence[Point]) -> None:
         """Values of curves; one that the run has already, to the millisecond, is not stored twice."""

@@ -178,7 +178,7 @@ def _measure(trial: Trial, log: Callable[[str], None]) -> dict[str, Any]:
 
     mark(locate(trial.evaluate.out))  # an evaluation that was finished before its trial was is computed from its rows
     summary = evaluate(trial.evaluate, log)
-    heads = {"": summary} | getattr(summary, "heads", {})
+    heads = {"": summary} | summary.heads
     value: dict[str, Any] = {
         "settings": dict(trial.settings),
         "seed": trial.train.solver.seed,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from msrcnn.config import MaskIoUConfig
-from msrcnn.maskiou_targets import MaskIoUTargets, MatchedRoIs, maskiou_targets
+from msrcnn.maskiou_targets import MaskIoUTargets, MatchedRoIs, targets_of, true_maskious
 from msrcnn.masks import pack_crops, sample_on_rois
 from msrcnn.structures import Batch, Targets
 
@@ -24,6 +24,13 @@ def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     inter = max(w, 0) * max(h, 0)
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+def maskiou_targets(
+    config: MaskIoUConfig, logits: Tensor, coverage: Tensor, rois: MatchedRoIs, batch: Batch, truth: Targets
+) -> MaskIoUTargets:
+    """Training targets of a single MaskIoU head."""
+    return targets_of(config, true_maskious(logits, coverage, rois, batch, truth, config.target != 1), rois)
 
 
 class Scene:

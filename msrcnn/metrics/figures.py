@@ -7,12 +7,9 @@ is imported when the first is drawn, and without pyplot: no display is needed, a
 from __future__ import annotations
 
 import io
-import os
 import textwrap
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
@@ -254,26 +251,6 @@ def rendered(figure: Figure) -> dict[str, bytes]:
             figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
             files[kind] = buffer.getvalue()
     return files
-
-
-def save(figure: Figure, folder: Path, name: str) -> tuple[Path, ...]:
-    """Writes `folder`/`name`.png and .svg, aside first; makes the folder.
-
-    Returns:
-        The files.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for kind, data in rendered(figure).items():
-        path = folder / f"{name}.{kind}"
-        aside = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:12]}")
-        try:
-            aside.write_bytes(data)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-        paths.append(path)
-    return tuple(paths)
 
 
 def new_figure(

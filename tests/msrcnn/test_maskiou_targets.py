@@ -15,10 +15,9 @@ from torch.utils._pytree import tree_iter
 from msrcnn import maskiou_targets as module
 from msrcnn.config import MaskIoUConfig, MaskIoUTarget
 from msrcnn.maskiou_head import maskiou_loss
-from msrcnn.maskiou_targets import maskiou_targets
 from msrcnn.masks import pack_crops
 from msrcnn.structures import Targets
-from tests.roi_scene import BINS, CLASSES, SIDE, Scene, logits_of, random_scene
+from tests.roi_scene import BINS, CLASSES, SIDE, Scene, logits_of, maskiou_targets, random_scene
 
 
 @pytest.mark.parametrize(("target", "seed"), [*itertools.product([1, 2, 3], range(3))])

@@ -12,7 +12,7 @@ from msrcnn.data.shapes_config import ShapesConfig
 from msrcnn.structures import Batch
 from pipelines.ingest import TrainingCollate
 from pipelines.manifest import read_manifest
-from pipelines.reading import row_groups, slots_of, training_plan, training_rows
+from pipelines.reading import TrainingPlan, row_groups, slots_of, training_rows
 from pipelines.shard import ShardConfig, shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -36,7 +36,7 @@ def steps_of(groups, workers: int, first_step: int = 0) -> list[list[Batch]]:
     """Each step's batches, one a worker, of two epochs, through the splitter that Ray Train uses."""
     context = ray.data.DataContext.get_current()
     whole, context.target_max_block_size = context.target_max_block_size, 4096  # less than an image or two
-    rows = training_rows(training_plan(groups, SEED, 2, STEPS, BATCH, workers, first_step))
+    rows = training_rows(TrainingPlan(groups, SEED, 2, STEPS, BATCH, workers, first_step))
     context.target_max_block_size = whole
     rows.context.execution_options.preserve_order = True
     collate = TrainingCollate(DataConfig(SIZE, SIZE), SEED)

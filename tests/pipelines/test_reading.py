@@ -13,11 +13,11 @@ from pipelines import one_row_blocks
 from pipelines.reading import (
     Piece,
     RowGroup,
+    TrainingPlan,
     epoch_groups,
     evaluation_rows,
     round_steps,
     slots_of,
-    training_plan,
     training_rows,
 )
 
@@ -44,7 +44,7 @@ def steps_of(workers: int, epochs: int, first_step: int = 0) -> list[list[tuple[
     slots = slots_of(BATCH, workers)
     dealt: list[list[tuple[str, int]]] = [[] for _ in range(workers)]
     numbers: list[list[int]] = [[] for _ in range(workers)]
-    for piece in training_plan(GROUPS, 3, epochs, STEPS, BATCH, workers, first_step):
+    for piece in TrainingPlan(GROUPS, 3, epochs, STEPS, BATCH, workers, first_step):
         assert piece.rows == len(emitted(piece)) == len(piece.steps())
         worker = min(range(workers), key=lambda w: len(dealt[w]))
         dealt[worker].extend(emitted(piece))
@@ -105,7 +105,7 @@ def test_a_step_takes_its_images_from_all_over_its_round() -> None:
 def test_row_groups_are_read_about_once() -> None:
     groups = groups_of(*[64] * 100)
     for workers in (1, 8):
-        plan = training_plan(groups, 0, 1, 400, 16, workers)
+        plan = TrainingPlan(groups, 0, 1, 400, 16, workers)
         assert 6400 <= sum(g.rows for piece in plan for g in piece.groups) <= 1.05 * 6400
 
 
@@ -120,7 +120,7 @@ def test_the_order_of_row_groups_follows_from_seed_and_epoch() -> None:
 def test_what_is_left_out_is_drawn_anew_each_epoch(rows: list[int]) -> None:
     """In a data set of few row groups too: with 16 images a step every image is used in some of 30 epochs."""
     groups = groups_of(*rows)
-    plan = training_plan(groups, 0, 30, sum(rows) // 16, 16, 1)
+    plan = TrainingPlan(groups, 0, 30, sum(rows) // 16, 16, 1)
     assert len({row for piece in plan for row in emitted(piece)}) == sum(rows)
 
 
@@ -149,7 +149,7 @@ def test_streams_through_ray_data(part):
     ids = [row["image_id"] for row in evaluation_rows(part).iter_rows()]
     assert sorted(ids) == list(range(40))
 
-    rows = list(training_rows(training_plan(part, 0, 2, 8, 5, 2)).iter_rows())
+    rows = list(training_rows(TrainingPlan(part, 0, 2, 8, 5, 2)).iter_rows())
     for epoch in range(2):
         seen = [row["image_id"] for row in rows if row["epoch"] == epoch and row["image_id"] is not None]
         assert len(seen) == len(set(seen)) == 40
@@ -167,7 +167,7 @@ def test_what_is_stored_for_a_stream_does_not_grow_with_its_length():
     """A training on COCO has 17,000 pieces left, each worker group begins by asking for them, and others wait."""
     stored, groups = [], groups_of(*[64] * 100)
     for epochs in (1, 40):
-        plan, before = training_plan(groups, 0, epochs, 400, 16, 8), held_by_this_process()
+        plan, before = TrainingPlan(groups, 0, epochs, 400, 16, 8), held_by_this_process()
         rows = training_rows(plan)
         stored.append(held_by_this_process() - before)
         assert rows is not None
