@@ -92,7 +92,7 @@ def take(out: Path) -> None:
     shutil.copytree(out / MEASURED, aside)
     shutil.rmtree(seeds, ignore_errors=True)
     aside.rename(seeds)
-    locate(STORED / f"{name}.json").write((json.dumps(results, indent=1) + "\n").encode())
+    locate(STORED / f"{name}.json").write_json(results)
 
 
 def studies() -> Iterator[Mapping[str, Any]]:

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import InspectConfig
+from pipelines.parquet import open_parquet
 from pipelines.part_records import REJECTED
 from pipelines.reading import row_groups
-from pipelines.storage import locate, open_parquet
+from pipelines.storage import locate
 
 WIDTH = 100
 CLASSES_SHOWN = 100

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from msrcnn.config import difference
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
-from pipelines.storage import ASIDE, Location, Sink, StorageError, explained, open_parquet
+from pipelines.parquet import open_parquet
+from pipelines.storage import ASIDE, Location, Sink, StorageError, explained
 
 if TYPE_CHECKING:
     from pipelines.reading import RowGroup  # which takes Ray along

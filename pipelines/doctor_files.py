@@ -14,7 +14,8 @@ from msrcnn.errors import InputError
 from pipelines.doctor_report import Report, counted, listed
 from pipelines.manifest import MANIFEST, Manifest, broken_sizes, load_manifest
 from pipelines.node_facts import user
-from pipelines.storage import Location, explained, locate, open_parquet
+from pipelines.parquet import open_parquet
+from pipelines.storage import Location, explained, locate
 
 SECONDS = 60.0
 """How long a storage has: for the driver's files, and then for the nodes'."""

@@ -18,10 +18,11 @@ from msrcnn.rows import ImageDetections
 from pipelines.detection_parts import folder_of, part_name, read_parts, report_failures
 from pipelines.json_stream import ListWriter
 from pipelines.manifest import read_manifest
+from pipelines.parquet import open_parquet
 from pipelines.reading import row_groups
 from pipelines.results_json import shard_images
 from pipelines.scoring_options import ExportConfig
-from pipelines.storage import Location, locate, open_parquet
+from pipelines.storage import Location, locate
 from pipelines.stored_rows import images_of
 
 SEGM, BBOX = "segm.json", "bbox.json"

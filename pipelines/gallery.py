@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from msrcnn.data.decoding import decode_image
 from msrcnn.errors import InputError
 from pipelines.colours import colour_of
-from pipelines.manifest import Manifest, written_aside
+from pipelines.manifest import Manifest
 from pipelines.painting import paint
 from pipelines.reading import RowGroup, read_rows
+from pipelines.storage import explained, file_for, locate
 
 CELL = 360
 """Side of a cell of the sheet, in pixels."""
@@ -52,12 +53,10 @@ def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, s
         sheet.paste(cell, (MARGIN + x * (CELL + MARGIN), MARGIN + y * (CELL + CAPTION + MARGIN)))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(out) as aside:
-            sheet.save(aside, "PNG")
+        with file_for(locate(out)) as path:
+            sheet.save(path, "PNG")
     except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); give another PNG file as --out"
-        ) from None
+        raise InputError(f"{out}: cannot be written ({explained(error)}); give another PNG file as --out") from None
 
 
 def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:

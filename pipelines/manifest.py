@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from msrcnn.errors import InputError
@@ -71,7 +67,7 @@ class Manifest:
 
     @property
     def paths(self) -> list[str]:
-        """The shards' full paths or URLs, in order; `pipelines.storage.open_parquet` opens them."""
+        """The shards' full paths or URLs, in order; `pipelines.parquet.open_parquet` opens them."""
         folder = locate(self.folder)
         return [(folder / part.file).url for part in self.parts]
 
@@ -93,7 +89,7 @@ def write_manifest(manifest: Manifest) -> None:
         "source": manifest.source,
         "parts": [asdict(part) for part in manifest.parts],
     }
-    (locate(manifest.folder) / MANIFEST).write((json.dumps(value, indent=1) + "\n").encode())
+    (locate(manifest.folder) / MANIFEST).write_json(value)
 
 
 def read_manifest(folder: Place) -> Manifest:
@@ -155,14 +151,3 @@ def broken_sizes(manifest: Manifest) -> Iterator[tuple[Part, str]]:
             yield part, "missing"
         elif size != part.bytes:
             yield part, f"{size} bytes, the manifest says {part.bytes}"
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and renames it to `path` only if the block ends well."""
-    aside = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:12]}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -12,14 +12,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines.storage import Location, explained, locate, without_password
+from pipelines.storage import Location, explained, locate, located, without_password
 
 IMAGES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 """By their suffix: what is taken from a folder."""
@@ -47,7 +46,7 @@ class Source:
     @property
     def place(self) -> Location:
         """Where it is."""
-        return _located(self.folder) / self.file
+        return located(self.folder) / self.file
 
     @property
     def is_video(self) -> bool:
@@ -80,7 +79,7 @@ def find_sources(given: Iterable[str | Path], out: Location) -> list[Source]:
         except UnicodeError:
             told = told.encode(errors="replace").decode()
             raise InputError(f"{told}: a file name there is not UTF-8; rename the file") from None
-        new = [one for one in new if not _lies_in(_located(one.folder), out)]
+        new = [one for one in new if not _lies_in(located(one.folder), out)]
         if not new:
             raise InputError(f"{told}: {_nothing(text)}")
         for one in new:
@@ -227,9 +226,3 @@ def _order(name: str) -> list[str]:
 
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
-
-
-@lru_cache(maxsize=256)
-def _located(folder: str) -> Location:
-    """Files of a folder share its file system, and its connections."""
-    return locate(folder)

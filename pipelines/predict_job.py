@@ -29,8 +29,8 @@ from pipelines.gpu_memory import stated_memory
 from pipelines.overlay import Overlay
 from pipelines.predict_inputs import Source
 from pipelines.predict_rows import Rows
-from pipelines.storage import Location, StorageError, check_seen, explained, locate, on_disk
-from pipelines.video import Frame, Video, VideoWriter, file_for
+from pipelines.storage import Location, StorageError, check_seen, explained, file_for, locate, on_disk
+from pipelines.video import Frame, Video, VideoWriter
 
 LEAST_IMAGES, MOST_IMAGES, MANY_PARTS = 32, 512, 1000
 """Images of a part: `MANY_PARTS` parts where that gives from `LEAST_IMAGES` to `MOST_IMAGES`."""

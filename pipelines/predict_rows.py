@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from pipelines.ahead import ahead
 from pipelines.detection_parts import PartInfo, PartWriter, part_name
 from pipelines.json_stream import ListWriter
+from pipelines.parquet import open_parquet
 from pipelines.predict_inputs import Source
 from pipelines.schema import PREDICTION_ROW
-from pipelines.storage import Location, open_parquet
+from pipelines.storage import Location
 
 if TYPE_CHECKING:
     from msrcnn.prediction import Prediction

@@ -21,7 +21,7 @@ import ray.data
 
 from pipelines.manifest import Manifest
 from pipelines.one_row_blocks import one_row_blocks
-from pipelines.storage import open_parquet, read_table
+from pipelines.parquet import open_parquet, read_table
 
 ROUND_ROWS = 1024
 """Rows of a round, about: with 16 images a step its stretches are as long as a row group."""

@@ -130,7 +130,7 @@ def report(
         "model_sha256": origin.model, "shards": origin.dataset, **plain(asdict(summary)), "tide": plain(tide),
         "curves": plain([asdict(curve) for curve in curves]), "density": density_of(scores),
     }  # fmt: skip
-    (out / SUMMARY).write((json.dumps(value, indent=1) + "\n").encode())
+    (out / SUMMARY).write_json(value)
     return summary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -50,7 +49,7 @@ def rescore(config: RescoreConfig, log: Callable[[str], None] = print) -> tuple[
         "images": manifest.rows, "results": [plain(asdict(r)) for r in results], "best": plain(asdict(best)),
     }  # fmt: skip
     out.parent.make_folder()
-    out.write((json.dumps(value, indent=1) + "\n").encode())
+    out.write_json(value)
     log(f"best: {described(best)}, mask AP {percent(best.ap)}; chosen and measured on the same images, so a little "
         f"flattered; all of it: {out}")  # fmt: skip
     return results

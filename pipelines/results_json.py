@@ -23,9 +23,10 @@ from msrcnn.rle import counts_of
 from pipelines.detection_parts import VERSION, Key, Origin, StoredDetections, key_of, prepare, write_part
 from pipelines.json_stream import read_list
 from pipelines.manifest import Manifest
+from pipelines.parquet import open_parquet
 from pipelines.reading import RowGroup
 from pipelines.schema import DETECTION_ROW
-from pipelines.storage import Location, open_parquet
+from pipelines.storage import Location
 
 RUN_ROWS = 50_000
 """Rows put aside at a time."""

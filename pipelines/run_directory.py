@@ -74,7 +74,7 @@ def read_record(folder: Location) -> RunRecord | None:
 def write_record(folder: Location, record: RunRecord) -> None:
     """Writes the record and makes the folder if it is absent."""
     folder.make_folder()
-    (folder / RUN).write((json.dumps(asdict(record), indent=1) + "\n").encode())
+    (folder / RUN).write_json(asdict(record))
 
 
 def check_same(folder: Location, record: RunRecord, settings: dict[str, Any], option: str = "--run") -> None:

@@ -24,9 +24,10 @@ from msrcnn.rows import ImageDetections, ImageTruth
 from pipelines.detection_parts import StoredDetections, key_of, part_name
 from pipelines.job_rows import raise_plainly
 from pipelines.manifest import Manifest
+from pipelines.parquet import read_table
 from pipelines.progress import PROGRESS_SECONDS, Progress
 from pipelines.reading import RowGroup
-from pipelines.storage import Location, StorageError, read_table
+from pipelines.storage import Location, StorageError
 from pipelines.stored_rows import TRUTH_COLUMNS, images_of, truths_of
 
 Categories = Sequence[tuple[int, str]]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import socket
@@ -28,7 +29,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from msrcnn.errors import InputError
@@ -42,7 +42,7 @@ CHUNK = 2**22
 PLAIN = "/:@!$&'()*+,;="
 """Beside letters and digits, what a URL's path may hold as it is (RFC 3986, section 3.3)."""
 ASIDE = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{12}")
-"""Under what name a file is written before it is renamed."""
+"""Under what name a file is written before it is renamed; see `aside_of`."""
 
 
 class StorageError(InputError):
@@ -116,11 +116,15 @@ class Location:
         with self.writing() as sink:
             sink.write(data)
 
+    def write_json(self, value: Any) -> None:
+        """Makes or replaces the file. Raises ValueError where a number is not finite: JSON has no word for it."""
+        self.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
     @contextmanager
     def writing(self) -> Iterator[Sink]:
         """A stream into the file, which is there only if the block ends well; see the module."""
         rename = _renames(self.filesystem)
-        target = f"{self.path}.tmp-{uuid.uuid4().hex[:12]}" if rename else self.path
+        target = aside_of(self.path) if rename else self.path
         sink = None
         try:
             with self.filesystem.open_output_stream(target) as stream:
@@ -244,6 +248,23 @@ def on_disk(place: Location) -> Iterator[Path]:
 
 
 @contextmanager
+def file_for(place: Location) -> Iterator[Path]:
+    """A local path to write to at any position; its content is at `place` if the block ends well."""
+    if place.local is not None:
+        aside = Path(aside_of(place.path))
+        try:
+            yield aside
+            os.replace(aside, place.local)
+        finally:
+            aside.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / place.name
+        yield path
+        locate(path).copy_to(place)
+
+
+@contextmanager
 def exclusively(folder: Location, doing: str, option: str = "--out") -> Iterator[None]:
     """Keeps other processes of this machine out of a local folder for the block; behind a URL nothing does.
 
@@ -269,45 +290,16 @@ def exclusively(folder: Location, doing: str, option: str = "--out") -> Iterator
         os.close(descriptor)
 
 
-def open_parquet(place: Place) -> pq.ParquetFile:
-    """The Parquet file at a place; `Manifest.paths` gives URLs of such."""
-    place = _in_folder(place) if isinstance(place, str) else locate(place)
-    remote = not isinstance(place.filesystem, fs.LocalFileSystem)
-    return pq.ParquetFile(place.open(), pre_buffer=remote)  # which asks for all columns of a row group at once
-
-
-def read_table(place: Place, row_group: int | None = None, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file's rows, or those of one row group.
-
-    Raises:
-        StorageError: it cannot be read; the message names it.
-        InputError: this node does not see its folder.
-    """
-    try:
-        file = open_parquet(place)
-        return file.read(columns=columns) if row_group is None else file.read_row_group(row_group, columns=columns)
-    except OSError as error:
-        where = locate(place)
-        if isinstance(error, FileNotFoundError):
-            check_seen(where.parent)
-        raise StorageError(
-            f"{where}: cannot be read ({explained(error)}); put that right and give the same command again to go on"
-        ) from error
-
-
-def _in_folder(url: str) -> Location:
-    """As `locate`, but files of a folder share its file system: a new one brings its own connections and asks anew who
-    we are, and a data set has thousands of shards."""
-    base, mark, options = url.partition("?")
-    folder, _, name = base.rpartition("/")
-    if "://" not in folder or "%" in name or "/" in options:  # a name as it is written, options as Arrow has them
-        return locate(url)
-    return _located(folder + mark + options) / name
-
-
-@lru_cache(maxsize=64)
-def _located(folder: str) -> Location:
+@lru_cache(maxsize=256)
+def located(folder: str) -> Location:
+    """As `locate`, but what is asked for again shares its file system: a new one brings its own connections and asks
+    anew who we are, and a data set has thousands of files."""
     return locate(folder)
+
+
+def aside_of(path: str) -> str:
+    """A name, of nobody else's, to write a file under before it is renamed."""
+    return f"{path}.tmp-{uuid.uuid4().hex[:12]}"
 
 
 def without_password(text: str) -> str:

@@ -92,7 +92,7 @@ def study(config: StudyConfig, log: Callable[[str], None] = print) -> None:
         "command": shown_command(config), "trunk": plan.described(),
         "data": {name: read_manifest(folder).rows for name, folder in asdict(shards).items()},
     })  # fmt: skip
-    locate(out / "results.json").write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+    locate(out / "results.json").write_json(results)
     text = markdown(results)
     locate(out / "results.md").write(text.encode())
     log(text)

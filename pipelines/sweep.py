@@ -182,7 +182,7 @@ def parent_run(config: SweepConfig, out: Location, record: SweepRecord | None, d
         return tracker
     tracker = Tracker(config.tracking, config.experiment, None, f"sweep {' '.join(config.spaces)}")
     record = SweepRecord(datasets, tracker.run_id, tracker.address)
-    (out / SWEEP).write((json.dumps(asdict(record), indent=1) + "\n").encode())
+    (out / SWEEP).write_json(asdict(record))
     return tracker
 
 

@@ -6,7 +6,6 @@ what a row gains over the row that it is compared with, here and in the paper.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import textwrap
@@ -76,7 +75,7 @@ def write_report(folder: Place, name: str, tables: Sequence[TableResult]) -> tup
     place.make_folder()
     text, data = place / f"{name}.md", place / f"{name}.json"
     text.write(markdown(tables).encode())
-    data.write((json.dumps(to_json(tables), indent=1, allow_nan=False) + "\n").encode())
+    data.write_json(to_json(tables))
     return text, data
 
 

@@ -87,7 +87,7 @@ def read_result(out: Location, name: str) -> dict[str, Any] | None:
 def write_result(out: Location, name: str, value: Mapping[str, Any]) -> None:
     """Stores a trial's outcome."""
     (out / RESULTS).make_folder()
-    result_file(out, name).write((json.dumps(value, indent=1) + "\n").encode())
+    result_file(out, name).write_json(value)
 
 
 def outcome(out: Location, trial: Trial, asha: bool) -> dict[str, Any] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from msrcnn.errors import InputError
-from pipelines.manifest import written_aside
-from pipelines.storage import Location, StorageError, explained, locate, without_password
+from pipelines.storage import Location, StorageError, explained, without_password
 
 UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 """What turns a frame upright whose rotation, counted against the clock, is this many degrees."""
@@ -197,16 +194,3 @@ class VideoWriter:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or without_password(str(error).split("\n")[0])
-
-
-@contextmanager
-def file_for(place: Location) -> Iterator[Path]:
-    """A local path to write to at any position; its content is at `place` if the block ends well."""
-    if place.local is not None:
-        with written_aside(place.local) as aside:
-            yield aside
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / place.name
-        yield path
-        locate(path).copy_to(place)

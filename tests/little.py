@@ -14,9 +14,9 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from pipelines.manifest import read_manifest
+from pipelines.parquet import open_parquet
 from pipelines.schema import Category, ShardMeta
 from pipelines.shard import ShardConfig
-from pipelines.storage import open_parquet
 
 SIZE = (30, 40)  # height, width
 META = ShardMeta("little", (Category(1, 3, "cat"), Category(2, 17, "dog")))

@@ -23,12 +23,12 @@ from msrcnn.metrics.maskiou import Overlaps, overlaps
 from msrcnn.rle import decode_crop
 from msrcnn.rows import ImageDetections, ImageTruth
 from pipelines.detection_parts import key_of, part_name
+from pipelines.parquet import open_parquet
 from pipelines.progress import Progress
 from pipelines.report.outlines import Window, outline
 from pipelines.report.picks import Pick
 from pipelines.report.rows import nothing
 from pipelines.report.runs import Run
-from pipelines.storage import open_parquet
 from pipelines.stored_rows import TRUTH_COLUMNS, images_of, truths_of
 
 BYTES = 2_100_000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from msrcnn.errors import InputError
-from pipelines.manifest import Manifest, Part, read_manifest, write_manifest, written_aside
+from pipelines.manifest import Manifest, Part, read_manifest, write_manifest
 from pipelines.schema import Category
 
 CATEGORIES = (Category(1, 3, "cat"), Category(2, 17, "dog"))
@@ -64,22 +64,3 @@ def test_broken_manifests(tmp_path: Path) -> None:
     part.unlink()
     with pytest.raises(InputError, match=r"shard-00000.parquet: missing"):
         read_manifest(folder)
-
-
-def test_written_aside_renames_only_what_is_complete(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def fail() -> None:
-        with written_aside(target) as aside:
-            aside.write_text("half")
-            assert target.read_text() == "old"
-            raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        fail()
-    assert target.read_text() == "old"
-    with written_aside(target) as aside:
-        aside.write_text("new")
-    assert target.read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

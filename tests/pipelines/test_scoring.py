@@ -15,10 +15,10 @@ from msrcnn.metrics.coco_ap import METRICS, CocoAP
 from msrcnn.metrics.maskiou import true_maskiou
 from msrcnn.metrics.quality import MaskIoUQuality
 from pipelines.detection_parts import read_parts
+from pipelines.parquet import open_parquet
 from pipelines.reading import row_groups
 from pipelines.schema import DETECTION_ROW
 from pipelines.scoring import categories_of, join, score_all, score_part, summarise, summary_metrics
-from pipelines.storage import open_parquet
 from pipelines.stored_rows import images_of
 from pipelines.summary_table import summary_lines
 from tests.reference import reference_scenes

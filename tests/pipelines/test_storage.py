@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -14,8 +15,7 @@ import pytest
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines import storage
-from pipelines.storage import Location, StorageError, exclusively, explained, locate, open_parquet, read_table, sizes_in
+from pipelines.storage import Location, exclusively, explained, file_for, locate, sizes_in
 
 
 def folder_of(tmp_path: Path, kind: str) -> Location:
@@ -173,45 +173,6 @@ def test_errors_in_few_words(tmp_path: Path) -> None:
     assert explained(ConnectionError()) == "ConnectionError"
 
 
-def test_parquet_behind_a_path_and_a_url(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    table = pa.table({"x": [1, 2]})
-    pq.write_table(table, tmp_path / "a b.parquet")
-    (locate(f"memory:/{tmp_path}") / "b").write((tmp_path / "a b.parquet").read_bytes())
-    for url in (str(tmp_path / "a b.parquet"), f"memory:/{tmp_path}/b"):
-        assert open_parquet(url).read() == table
-
-
-def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    place = tmp_path / "set" / "a.parquet"
-    with pytest.raises(
-        InputError, match=rf"{place.parent}: node \S+ does not see it; give a path that every node sees"
-    ):
-        read_table(place)
-    place.mkdir(parents=True)
-    with pytest.raises(StorageError, match=rf"{place}: cannot be read \(.*irectory.*\); put that right and give the"):
-        read_table(place)
-    with pytest.raises(StorageError, match=r"b\.parquet: cannot be read \(No such file or directory\)"):
-        read_table(place.parent / "b.parquet")
-
-
-def test_shards_of_a_folder_share_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow.parquet as pq
-
-    names = [*(f"shard-{i:05d}.parquet" for i in range(5)), "50% #1?.parquet"]
-    for i, name in enumerate(names):
-        pq.write_table(pa.table({"x": [i]}), tmp_path / name)
-    resolved: list[str] = []
-    resolve = storage._resolve
-    monkeypatch.setattr(storage, "_resolve", lambda url: resolved.append(url) or resolve(url))
-    urls = [(locate(f"file://{tmp_path}") / name).url for name in names]
-    resolved.clear()
-    for _ in range(2):
-        assert [open_parquet(url).read()["x"].to_pylist() for url in urls] == [[i] for i in range(6)]
-    assert resolved == [f"file://{tmp_path}", urls[-1], urls[-1]]  # the odd name by itself
-
-
 def test_one_process_at_a_time(tmp_path):
     with exclusively(locate(tmp_path), "training in", "--run"):
         code = "import sys; from pipelines.storage import exclusively, locate\n"
@@ -220,3 +181,34 @@ def test_one_process_at_a_time(tmp_path):
     assert "another process is training in it; wait or choose another --run" in other.stderr
     with exclusively(locate(tmp_path), "training in", "--run"):
         pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_programs_write_is_there_only_if_all_ends_well(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path, kind)
+    folder.make_folder()
+    (folder / "file").write(b"old")
+
+    def fail() -> None:
+        with file_for(folder / "file") as path:
+            path.write_text("half")
+            assert (folder / "file").read() == b"old"
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail()
+    assert (folder / "file").read() == b"old"
+    with file_for(folder / "file") as path:
+        path.write_text("new")
+    assert (folder / "file").read() == b"new"
+    assert list(folder.list()) == ["file"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_is_written_whole_or_refused(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path, kind)
+    folder.make_folder()
+    (folder / "file").write_json({"a": [1, None]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        (folder / "file").write_json({"a": float("nan")})
+    assert json.loads((folder / "file").read()) == {"a": [1, None]}
