@@ -7,14 +7,12 @@ A part is whole or absent, so what is there need not be computed again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -40,7 +38,6 @@ SHORT = 12
 """Hex digits of a fingerprint in rows and messages."""
 FOOTERS = 16
 """Parts whose footers are read at a time."""
-CHUNK = 2**22
 
 Key = tuple[int, int]
 """A row group: the place of its shard in the data set, and its own in the shard."""
@@ -96,15 +93,6 @@ def key_of(group: RowGroup) -> Key:
 def part_name(key: Key) -> str:
     """Of the part of a row group."""
     return f"part-{key[0]:05d}-{key[1]:04d}.parquet"
-
-
-def sha256_of(path: Path) -> str:
-    """Of a local file."""
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            checksum.update(chunk)
-    return checksum.hexdigest()
 
 
 class PartWriter:

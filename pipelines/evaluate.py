@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from cluster.session import connect
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.detection_parts import DETECTIONS, VERSION, Origin, StoredDetections, report_failures, sha256_of
+from pipelines.detection_parts import DETECTIONS, VERSION, Origin, StoredDetections, report_failures
 from pipelines.inference import DetectJob, detect
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import EvaluateConfig
@@ -21,7 +21,7 @@ from pipelines.reading import RowGroup, row_groups
 from pipelines.reporting import SUMMARY, Evaluated, asked, check_output, finish, finished, mark, report
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, score_all
-from pipelines.storage import Location, exclusively, locate, on_disk
+from pipelines.storage import Location, exclusively, locate, on_disk, sha256_of
 from pipelines.tracking import Tracker, absolute, here
 
 

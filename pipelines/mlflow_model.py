@@ -6,7 +6,6 @@ read nor changed, and a thread can do it.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
 from importlib import metadata
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msrcnn
 from msrcnn.errors import InputError
+from pipelines.storage import sha256_of
 from pipelines.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def _logged_model(tracker: Tracker, model: Path, name: str) -> LoggedModel:
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client = tracker.client
-    with model.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(model)
     experiment = client.get_run(tracker.run_id).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{tracker.run_id}'")
     same = [m for m in found if m.name == name and m.tags.get(DIGEST_TAG) == digest]

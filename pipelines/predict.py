@@ -19,14 +19,14 @@ import torch
 
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, prepare, sha256_of
+from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, prepare
 from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, expected_images, parts_of
 from pipelines.predict_options import PredictConfig
 from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
 from pipelines.progress import Progress, duration
 from pipelines.run_directory import find_model
-from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
+from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk, sha256_of
 from pipelines.video import check_encoder, video_library
 
 FAILED = 1

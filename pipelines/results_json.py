@@ -6,7 +6,6 @@ and a part is joined from all runs. The driver needs RUN_ROWS rows and about 250
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +25,10 @@ from pipelines.manifest import Manifest
 from pipelines.parquet import open_parquet
 from pipelines.reading import RowGroup
 from pipelines.schema import DETECTION_ROW
-from pipelines.storage import Location
+from pipelines.storage import Location, explained, sha256_of
 
 RUN_ROWS = 50_000
 """Rows put aside at a time."""
-CHUNK = 2**22
 EXACT = ("class_score", "maskiou", "mask_score")
 """Scores that our own rows hold as float32."""
 
@@ -84,7 +82,11 @@ def import_results(
     Raises:
         InputError: the file cannot be used, or the folder holds parts of something else.
     """
-    origin = Origin(_sha256(results), manifest.fingerprint, {"rows": VERSION})
+    try:
+        checksum = sha256_of(results)
+    except OSError as error:
+        raise InputError(f"{results}: cannot be read ({explained(error)}); give another file") from error
+    origin = Origin(checksum, manifest.fingerprint, {"rows": VERSION})
     done = prepare(folder, origin)
     if len(done) < len(groups):
         images = shard_images(groups)
@@ -217,14 +219,3 @@ def _corners(bbox: Any, rle: bytes, image: ShardImage, where: str) -> list[float
 
 def _some(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-
-
-def _sha256(place: Location) -> str:
-    checksum = hashlib.sha256()
-    try:
-        with place.filesystem.open_input_stream(place.path) as stream:
-            while chunk := stream.read(CHUNK):
-                checksum.update(chunk)
-    except OSError as error:
-        raise InputError(f"{place}: cannot be read ({error}); give another file") from error
-    return checksum.hexdigest()

@@ -235,6 +235,12 @@ def locate(place: Place) -> Location:
     return Location(filesystem, path, text.rstrip("/") if "?" not in text else text)
 
 
+def sha256_of(place: Place) -> str:
+    """Of a file's bytes, in hexadecimal digits; the file is read piece by piece."""
+    with locate(place).open() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def on_disk(place: Location) -> Iterator[Path]:
     """The file where this machine's programs can open it: itself if it is local, else a copy for the block's length."""

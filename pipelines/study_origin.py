@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from msrcnn.errors import InputError
 from msrcnn.pretrained import TRUNK, load_weights
 from pipelines.manifest import read_manifest
 from pipelines.provenance import made
+from pipelines.storage import sha256_of
 from pipelines.study_data import StudyShards
 from pipelines.study_options import StudyConfig
 from pipelines.study_plan import CONFIRM, Study
@@ -46,7 +46,7 @@ def weights_of(config: StudyConfig, plan: Study, shards: StudyShards) -> dict[st
     model = MaskScoringRCNN(replace(plan.model(CONFIRM, "plain"), num_classes=len(categories)))
     with local_weights(config.weights) as path:
         report, file = load_weights(model, path, categories), Path(path)
-        checksum = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        checksum = sha256_of(file) if file.is_file() else None
     return {
         "name": config.weights.rstrip("/").rpartition("/")[2],
         "sha256": checksum,

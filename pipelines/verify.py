@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest, Part, broken_sizes, load_manifest
 from pipelines.options import VerifyConfig
+from pipelines.parquet import open_parquet
 from pipelines.schema import SHARD_ROW, ShardMeta
-from pipelines.storage import explained, locate
+from pipelines.storage import explained, locate, sha256_of
 
 SHARDS = 8
 """Read at a time; hashing leaves Python to the others."""
-CHUNK = 2**22
 
 
 def verify(config: VerifyConfig, log: Callable[[str], None] = print) -> Manifest:
@@ -51,14 +49,10 @@ def _problem(part: Part, manifest: Manifest) -> str | None:
     """What is wrong with a shard that has its size; None if nothing is."""
     place = locate(manifest.folder) / part.file
     try:
-        checksum = hashlib.sha256()
-        with place.open() as file:
-            while chunk := file.read(CHUNK):
-                checksum.update(chunk)
-            if checksum.hexdigest() != part.sha256:
-                return "its SHA-256 is not the manifest's"
-            footer = pq.ParquetFile(file)
-            schema, rows = footer.schema_arrow, footer.metadata.num_rows
+        if sha256_of(place) != part.sha256:
+            return "its SHA-256 is not the manifest's"
+        footer = open_parquet(place)
+        schema, rows = footer.schema_arrow, footer.metadata.num_rows
     except OSError as error:
         return f"cannot be read ({explained(error)})"
     except pa.ArrowException as error:

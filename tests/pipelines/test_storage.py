@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines.storage import Location, exclusively, explained, file_for, locate, sizes_in
+from pipelines.storage import Location, exclusively, explained, file_for, locate, sha256_of, sizes_in
 
 
 def folder_of(tmp_path: Path, kind: str) -> Location:
@@ -202,6 +202,17 @@ def test_what_programs_write_is_there_only_if_all_ends_well(tmp_path: Path, kind
         path.write_text("new")
     assert (folder / "file").read() == b"new"
     assert list(folder.list()) == ["file"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sha256_of_a_file(tmp_path: Path, kind: str) -> None:
+    """Of the messages "abc" and a million times "a" in FIPS 180-2, appendix B."""
+    folder = folder_of(tmp_path, kind)
+    folder.make_folder()
+    (folder / "file").write(b"abc")
+    assert sha256_of(folder / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (folder / "file").write(b"a" * 10**6)
+    assert sha256_of(folder / "file") == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
 
 
 @pytest.mark.parametrize("kind", KINDS)
