@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import ray.data
 import torch
 
 from msrcnn.config import DataConfig
@@ -167,21 +166,6 @@ def in_order(found: Iterable[Mapping[int, T]]) -> Iterator[T]:
             place += 1
 
 
-def infer(groups: Sequence[RowGroup], job: DetectJob, pool: Pool) -> ray.data.Dataset:
-    """A job that writes the parts of these row groups; a row of `PartInfo` for each as it is there."""
-    share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
-    if pool.avoids_gpus:  # Ray Data's own, SPREAD, would take nodes with GPUs as any others
-        share["scheduling_strategy"] = "DEFAULT"
-    return evaluation_rows(groups).map_batches(
-        Detector,
-        fn_constructor_kwargs={"job": job, "gpu": pool.gpus > 0, "threads": pool.threads},
-        compute=pool.strategy,
-        batch_size=None,
-        batch_format="pyarrow",
-        **share,
-    )
-
-
 def detect(groups: Sequence[RowGroup], job: DetectJob, pool: Pool, log: Callable[[str], None]) -> dict[Key, PartInfo]:
     """Runs the inference stage on the row groups that have no part yet.
 
@@ -197,7 +181,7 @@ def detect(groups: Sequence[RowGroup], job: DetectJob, pool: Pool, log: Callable
         log(f"{len(groups) - len(missing)} of {len(groups)} parts are there already")
     if missing:
         progress = Progress(sum(group.rows for group in missing), log)
-        for row in job_rows(infer(missing, job, pool)):
+        for row in job_rows(pool.map(evaluation_rows(missing), Detector, job)):
             info = PartInfo(**row)
             done[info.key] = info
             progress.add(info.images)

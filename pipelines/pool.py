@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 import ray.data
@@ -110,12 +111,25 @@ class Pool:
         widest = max(node.free.get("CPU", 0) for node in nodes) - RESERVED_CPUS
         return cls(1, 1, 1, min(ACTOR_CPUS, left, max(widest, LEAST_CPUS)), 0.0, avoids_gpus=True)
 
-    @property
-    def strategy(self) -> ray.data.ActorPoolStrategy:
-        """As Ray Data takes it."""
-        if self.least == self.most:
-            return ray.data.ActorPoolStrategy(size=self.most)
-        return ray.data.ActorPoolStrategy(min_size=self.least, max_size=self.most)
+    def map(self, rows: ray.data.Dataset, process: type, job: Any) -> ray.data.Dataset:
+        """A stream of what the processes make of blocks.
+
+        Args:
+            rows: of which each block is a piece of work.
+            process: a class: `process(job, gpu, threads)`, once a process, takes a block (Arrow table) and gives one.
+            job: what every process is told.
+        """
+        share: dict[str, Any] = {"num_cpus": self.cpus} | ({"num_gpus": self.gpus} if self.gpus else {})
+        if self.avoids_gpus:  # Ray Data's own, SPREAD, would take nodes with GPUs as any others
+            share["scheduling_strategy"] = "DEFAULT"
+        return rows.map_batches(
+            process,
+            fn_constructor_kwargs={"job": job, "gpu": self.gpus > 0, "threads": self.threads},
+            compute=ray.data.ActorPoolStrategy(min_size=self.least, max_size=self.most),
+            batch_size=None,
+            batch_format="pyarrow",
+            **share,
+        )
 
 
 def places_beside(nodes: Sequence[NodeRoom], worker: Mapping[str, float], workers: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -51,19 +50,11 @@ def run_parts(
         InputError: something cannot be read or written, or a process was lost again and again.
     """
     pool = Pool.of_cluster(actors, gpu, len(parts))
-    share: dict[str, Any] = {"num_cpus": pool.cpus} | ({"num_gpus": pool.gpus} if pool.gpus else {})
     plan = [
         {"number": part.number, "sources": json.dumps([[getattr(s, f.name) for f in fields(s)] for s in part.sources])}
         for part in parts
     ]
-    rows = one_row_blocks(pa.Table.from_pylist(plan)).map_batches(
-        PredictActor,
-        fn_constructor_kwargs={"job": job, "gpu": pool.gpus > 0, "threads": pool.threads},
-        compute=pool.strategy,
-        batch_size=None,
-        batch_format="pyarrow",
-        **share,
-    )
+    rows = pool.map(one_row_blocks(pa.Table.from_pylist(plan)), PredictActor, job)
     expected = expected_images(parts)
     infos, progress = [], Progress(sum(expected.values()), log)
     for row in job_rows(rows):
