@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from pipelines.parquet import open_parquet
 from pipelines.part_records import REJECTED
 from pipelines.reading import row_groups
 from pipelines.storage import locate
+from pipelines.text_tables import as_text
 
 WIDTH = 100
 CLASSES_SHOWN = 100
@@ -132,7 +132,7 @@ def class_table(manifest: Manifest, columns: Columns) -> str:
         table.add_row(
             escape(category.name), str(category.source_id), *(str(c[n]) for c in (objects, crowds, images)), bar
         )
-    lines = [printed(table)]
+    lines = [as_text(table, WIDTH)]
     if len(order) > CLASSES_SHOWN:
         rest = order[CLASSES_SHOWN:]
         lines.append(f"and {len(rest)} more classes, down to {objects[rest[-1].number]} instances of {rest[-1].name}")
@@ -157,14 +157,6 @@ def rejected_lines(manifest: Manifest) -> Iterable[str]:
             where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)
             yield f"  {where or 'no id'}: {row['reason']}: {row['detail']}"
         yield f"all of it: {path}"
-
-
-def printed(table: Table) -> str:
-    """The table as text."""
-    console = Console(width=WIDTH)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
 
 
 def inspect(config: InspectConfig, log: Callable[[str], None] = print) -> None:

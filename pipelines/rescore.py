@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
 from msrcnn.errors import InputError
@@ -19,6 +18,7 @@ from pipelines.scoring import categories_of, read_part
 from pipelines.scoring_options import RescoreConfig
 from pipelines.storage import locate
 from pipelines.summary_table import percent
+from pipelines.text_tables import as_text
 
 WIDTH = 90
 
@@ -69,7 +69,4 @@ def table(name: str, results: Sequence[FusedAP]) -> str:
     for r in results:
         limit = "all" if r.fusion.top_k is None else str(r.fusion.top_k)
         shown.add_row(described(r), f"{r.fusion.threshold:g}", limit, *(percent(v) for v in (r.ap, r.ap50, r.ap75)))
-    console = Console(width=WIDTH)
-    with console.capture() as captured:
-        console.print(shown)
-    return captured.get().rstrip()
+    return as_text(shown, WIDTH)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from msrcnn.metrics.coco_ap import METRICS
 from pipelines.scoring import Summary, head_metrics
+from pipelines.text_tables import as_text
 
 WIDTH = 110
 
@@ -37,7 +37,7 @@ def summary_lines(summary: Summary) -> Iterable[str]:
     )
     for title, values in rows:
         table.add_row(title, *(percent(values[name]) for name in METRICS))
-    yield drawn(table)
+    yield as_text(table, WIDTH)
     low, high = ap.gain_interval  # nan without draws
     drawn_too = f", 95% interval {100 * low:+.1f} to {100 * high:+.1f} (bootstrap over images)"
     yield (
@@ -68,13 +68,4 @@ def heads_table(summary: Summary) -> str:
     for head, of_head in {"maskiou": summary, **summary.heads}.items():
         *aps, everywhere, matched = head_metrics(of_head).values()
         table.add_row(head, *(percent(value) for value in aps), f"{everywhere:.3f}", f"{matched:.3f}")
-    return drawn(table)
-
-
-def drawn(table: Table) -> str:
-    """A table as text."""
-    console = Console(width=WIDTH, record=True, quiet=True)
-    with console.capture() as captured:
-        console.quiet = False
-        console.print(table)
-    return captured.get().rstrip()
+    return as_text(table, WIDTH)

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.reporting import plain
 from pipelines.storage import Location, Place, locate
 from pipelines.sweep_results import RowResult, Spread, TableResult
+from pipelines.text_tables import as_text
 from tune_spaces.settings import shown
 
 WIDTH = 150
@@ -169,10 +169,7 @@ def _rich(table: TableResult, fields: Sequence[Field], title: str, ends: Sequenc
         drawn.add_column("state" if _common_how(table) else "state, how", min_width=12)
     for index, row in enumerate(table.rows):
         drawn.add_row(*map(escape, (row.name, *(field.cells[index] for field in fields), *ends[index : index + 1])))
-    console = Console(width=WIDTH)
-    with console.capture() as captured:
-        console.print(drawn)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+    return as_text(drawn, WIDTH)
 
 
 def _markdown(table: TableResult) -> Iterator[str]:
