@@ -22,7 +22,8 @@ from pipelines.study import MEASURED, defined
 from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER
 from pipelines.study_plan import CHOOSE, CONFIRM, FOREGROUND, STUDIES
 from pipelines.study_results import best_powers, results_of
-from pipelines.study_table import PAPER_CLOSES, closes, grid, has_gap, interval, markdown, named, shown
+from pipelines.study_table import PAPER_CLOSES, closes, has_gap, interval, markdown, named, shown
+from pipelines.text_tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -168,7 +169,7 @@ def _overview(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     if not rows:
         yield from ("No study is stored yet.", "")
         return
-    yield from (*grid(titles, rows), *lines, "")
+    yield from (*markdown_table(titles, rows), *lines, "")
 
 
 def _said(results: Mapping[str, Any]) -> Iterator[str]:

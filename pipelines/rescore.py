@@ -17,8 +17,7 @@ from pipelines.reporting import plain
 from pipelines.scoring import categories_of, read_part
 from pipelines.scoring_options import RescoreConfig
 from pipelines.storage import locate
-from pipelines.summary_table import percent
-from pipelines.text_tables import as_text
+from pipelines.text_tables import as_text, percent
 
 WIDTH = 90
 

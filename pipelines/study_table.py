@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.study_measures import CLASS, FROZEN, ORACLE, PAPER, ranking
 from pipelines.study_plan import ABLATIONS
+from pipelines.text_tables import NONE, markdown_table
 
 Results = Mapping[str, Any]
 NAMES = {PAPER: "the paper's head, trained with the trunk", FROZEN: "the paper's head, trained on the finished trunk"}
@@ -23,7 +24,7 @@ def markdown(results: Results) -> str:
 
 def shown(value: float | None, form: str = ".2f") -> str:
     """A number, or that it is not defined."""
-    return "-" if value is None else format(value, form)
+    return NONE if value is None else format(value, form)
 
 
 def interval(of: Mapping[str, float | None], sign: bool = True) -> str:
@@ -40,7 +41,7 @@ def has_gap(rankings: Mapping[str, Any]) -> bool:
 
 def closes(rankings: Mapping[str, Any], name: str) -> str:
     """The share of the oracle gap that a ranking closes."""
-    return interval(rankings[name]["closed"], sign=False) if has_gap(rankings) else "-"
+    return interval(rankings[name]["closed"], sign=False) if has_gap(rankings) else NONE
 
 
 def spread(of: Mapping[str, float | None]) -> str:
@@ -53,14 +54,6 @@ def named(name: str) -> str:
     head, _, power = name.partition("^")
     words = NAMES.get(head, head)
     return words if power in ("", "1") else f"{words}, power {power}"
-
-
-def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table: the first column to the left, numbers to the right."""
-    yield f"| {' | '.join(titles)} |"
-    yield "|" + "|".join(["---", *["---:"] * (len(titles) - 1)]) + "|"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
-    yield ""
 
 
 def _about(results: Results) -> Iterator[str]:
@@ -153,7 +146,7 @@ def _correlations(agreement: Results) -> Iterator[str]:
         name = head if head == CLASS else named(ranking(head, 1.0))
         return [name, interval(of["pearson, all"], sign=False), *(shown(of[key]["mean"]) for key in columns)]
 
-    yield from grid(["head", "Pearson, all", *(key.capitalize() for key in columns)], map(row, heads))
+    yield from markdown_table(["head", "Pearson, all", *(key.capitalize() for key in columns)], map(row, heads))
 
 
 def _table(rankings: Results, chosen: str) -> Iterator[str]:
@@ -174,7 +167,7 @@ def _table(rankings: Results, chosen: str) -> Iterator[str]:
 
     titles = ["ranking", "AP", "AP50", "AP75", *more, "gain over class score", "oracle gap closed",
               "over the paper's head with the trunk"]  # fmt: skip
-    yield from grid(titles, [row(name) for name in (*first, *rest, ORACLE)])
+    yield from markdown_table(titles, [row(name) for name in (*first, *rest, ORACLE)])
 
 
 def _claims(results: Results) -> Iterator[str]:
@@ -214,7 +207,7 @@ def _ablations(results: Results) -> Iterator[str]:
                 "interval is for itself: of twenty pairs without a difference about one excludes 0.", "")  # fmt: skip
     r = {head: shown(results["agreement"][head]["pearson, all"]["mean"]) for head in heads}
     rows = [[head, interval(ours[head]), shown(theirs[head], "+.2f"), r[head]] for head in heads]
-    yield from grid(["head", "ours", "paper, COCO", "r, all"], rows)
+    yield from markdown_table(["head", "ours", "paper, COCO", "r, all"], rows)
     for title, pairs in results["pairs"].items():
         yield f"- {title}: {_order(pairs, published)}"
     yield ""
@@ -261,7 +254,7 @@ def _limits(results: Results) -> Iterator[str]:
     known = [name for name in next(iter(limits.values())) if name != "none"]
     titles = ["head", "as it is", *(f"knew {name}" for name in known)]
     rows = [[named(ranking(head, 1.0)), *(shown(of[name]) for name in ("none", *known))] for head, of in limits.items()]
-    yield from grid(titles, rows)
+    yield from markdown_table(titles, rows)
     yield from ("Predicted less true MaskIoU by the true one: mean, and mean of its size.", "")
     bins = next(iter(errors.values()))
     titles = ["head", *(f"{b['low']:g} to {b['high']:g}" for b in bins)]
@@ -269,4 +262,4 @@ def _limits(results: Results) -> Iterator[str]:
     def cell(of: Mapping[str, float]) -> str:
         return f"{shown(of['bias'], '+.2f')}, {shown(of['error'])}" if of["count"] else ""
 
-    yield from grid(titles, [[named(ranking(head, 1.0)), *map(cell, of)] for head, of in errors.items()])
+    yield from markdown_table(titles, [[named(ranking(head, 1.0)), *map(cell, of)] for head, of in errors.items()])

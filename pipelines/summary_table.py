@@ -10,14 +10,9 @@ from rich.table import Table
 
 from msrcnn.metrics.coco_ap import METRICS
 from pipelines.scoring import Summary, head_metrics
-from pipelines.text_tables import as_text
+from pipelines.text_tables import as_text, percent
 
 WIDTH = 110
-
-
-def percent(value: float) -> str:
-    """A fraction as percent with one decimal, `-` where there is none."""
-    return "-" if value != value else f"{100 * value:.1f}"
 
 
 def summary_lines(summary: Summary) -> Iterable[str]:

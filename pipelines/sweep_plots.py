@@ -16,7 +16,7 @@ import numpy as np
 from msrcnn.metrics.figures import CLASS, MASK, NEUTRAL, caption, legend_above, new_figure, rendered, styled
 from pipelines.storage import Location, Place, locate
 from pipelines.sweep_results import RowResult, TableResult
-from pipelines.sweep_table import MINUS, number, signed
+from pipelines.text_tables import NONE, number, signed
 from tune_spaces.definition import Choices, Range
 from tune_spaces.settings import shown
 
@@ -173,7 +173,7 @@ def _name_rows(axes: Axes, rows: Sequence[RowResult], bases: set[str], column: s
         lines = textwrap.wrap(row.name, NAME_WIDTH)[:3]
         if row.name in bases:
             here, paper = number(row.ours(column).mean, decimals), number(row.paper(column))
-            lines.append(f"here {here}" + (f", paper {paper}" if paper != MINUS else ""))
+            lines.append(f"here {here}" + (f", paper {paper}" if paper != NONE else ""))
         labels.append("\n".join(lines))
     axes.set_yticks(range(len(rows)), labels, fontsize=8.5)
     for row, tick in zip(rows, axes.get_yticklabels(), strict=True):

@@ -19,13 +19,12 @@ from rich.table import Table
 from pipelines.reporting import plain
 from pipelines.storage import Location, Place, locate
 from pipelines.sweep_results import RowResult, Spread, TableResult
-from pipelines.text_tables import as_text
+from pipelines.text_tables import NONE, as_text, markdown_table, number, signed
 from tune_spaces.settings import shown
 
 WIDTH = 150
 AT_ONCE = 3
 """Columns beside each other in the terminal; more go in a table below."""
-MINUS = "-"
 
 
 class Field(NamedTuple):
@@ -86,19 +85,6 @@ def order_line(table: TableResult) -> str:
         return ""
     return (f"Order by {table.columns[0]}: {alike} of {pairs} pairs of rows stand as in the paper "
             "(pairs that the paper has equal are left out).")  # fmt: skip
-
-
-def number(value: float, decimals: int = 1) -> str:
-    """Percent; `-` where there is none."""
-    return f"{value:.{decimals}f}" if math.isfinite(value) else MINUS
-
-
-def signed(value: float, decimals: int = 1) -> str:
-    """Percentage points with their sign; `-` where there is none."""
-    if not math.isfinite(value):
-        return MINUS
-    rounded = round(value, decimals)
-    return f"{rounded:+.{decimals}f}" if rounded else f"{0:.{decimals}f}"
 
 
 def _spread(value: Spread, decimals: int, sign: bool = False) -> str:
@@ -180,7 +166,7 @@ def _markdown(table: TableResult) -> Iterator[str]:
     ends = [("how", [row.how for row in table.rows]), ("state", [row.state or "complete" for row in table.rows])]
     yield from _grid(names, _numbers(table, table.columns), ends)
     if gains := list(_gains(table, table.columns)):
-        against = [base.name if (base := table.baseline(row)) else MINUS for row in table.rows]
+        against = [base.name if (base := table.baseline(row)) else NONE for row in table.rows]
         yield from ("## Gains", "", "Percentage points over the row that a row is compared with.", "")
         yield from _grid(names, gains, [("compared with", against)])
     yield from (f"- {_text(remark)}" for remark in _remarks(table))
@@ -208,12 +194,9 @@ def _grid(
     fields = list(fields)
     clean = (lambda text: text) if escaped else _text
     titles = ["row", *(f"{field.of}, {field.what}" for field in fields), *(title for title, _ in ends)]
-    yield f"| {' | '.join(titles)} |"
-    yield "|" + "|".join(["---", *["---:"] * len(fields), *["---"] * len(ends)]) + "|"
-    for index, name in enumerate(names):
-        cells = [_text(name), *(field.cells[index] for field in fields), *(clean(end[index]) for _, end in ends)]
-        yield f"| {' | '.join(cells)} |"
-    yield ""
+    rows = ([_text(name), *(field.cells[index] for field in fields), *(clean(end[index]) for _, end in ends)]
+            for index, name in enumerate(names))  # fmt: skip
+    yield from markdown_table(titles, rows, len(ends))
 
 
 def _settings(row: RowResult) -> str:

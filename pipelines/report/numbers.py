@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from pipelines import text_tables
+
 DASH = "\N{EN DASH}"
 """Where there is no number, and between the ends of a range."""
 MINUS = "\N{MINUS SIGN}"
@@ -16,8 +18,7 @@ def nan_if_none(value: float | None) -> float:
 
 def shown(value: float | None, decimals: int = 3) -> str:
     """A number; a dash where there is none."""
-    value = nan_if_none(value)
-    return f"{value:.{decimals}f}".replace("-", MINUS) if math.isfinite(value) else DASH
+    return _printed(text_tables.number(nan_if_none(value), decimals))
 
 
 def percent(value: float | None) -> str:
@@ -32,10 +33,7 @@ def points(value: float, decimals: int = 1) -> str:
 
 def signed(value: float, decimals: int = 3) -> str:
     """A difference with its sign; a dash where there is none."""
-    if not math.isfinite(value):
-        return DASH
-    rounded = round(value, decimals)
-    return f"{rounded:+.{decimals}f}".replace("-", MINUS) if rounded else f"{0:.{decimals}f}"
+    return _printed(text_tables.signed(value, decimals))
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -46,3 +44,8 @@ def interval(low: float | None, high: float | None) -> str:
         return ""
     decimals = 2 if any(end and not round(100 * end, 1) for end in ends) else 1
     return f"{points(ends[0], decimals)} to {points(ends[1], decimals)}"
+
+
+def _printed(text: str) -> str:
+    """A terminal's text with print's signs."""
+    return DASH if text == text_tables.NONE else text.replace("-", MINUS)

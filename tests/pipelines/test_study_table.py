@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.study_measures import CLASS
 from pipelines.study_plan import FOREGROUND
-from pipelines.study_table import grid, interval, markdown, spread
+from pipelines.study_table import interval, markdown, spread
 from tests.studies import HEADS, PLAN, results, said
 
 SHOWN = [
@@ -148,4 +148,3 @@ def test_numbers_as_texts():
     assert interval(of | {"mean": None}) == "-"
     assert spread(of) == "1.23 ± 0.13"
     assert spread(of | {"deviation": None}) == "1.23"
-    assert list(grid(["a", "b"], [["x", "1"]])) == ["| a | b |", "|---|---:|", "| x | 1 |", ""]

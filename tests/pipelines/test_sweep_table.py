@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.storage import locate
 from pipelines.sweep_results import RowResult, TableResult
-from pipelines.sweep_table import lines, markdown, number, signed, to_json, write_report
+from pipelines.sweep_table import lines, markdown, to_json, write_report
 
 NAN = float("nan")
 COLUMNS = ("AP", "AP50")
@@ -180,8 +180,3 @@ def test_files_are_written_behind_paths_and_urls(tmp_path, scheme):
     assert sorted(locate(tmp_path / "deep" / "out").list()) == ["input_fusion.json", "input_fusion.md"]
     assert text.read().decode() == markdown([TABLE])
     assert json.loads(data.read()) == to_json([TABLE])
-
-
-def test_numbers_as_people_read_them():
-    assert [number(v) for v in (29.349, 0.0, NAN, math.inf)] == ["29.3", "0.0", "-", "-"]
-    assert [signed(v) for v in (1.55, -0.04, 0.04, -1.2, NAN)] == ["+1.6", "0.0", "0.0", "-1.2", "-"]
