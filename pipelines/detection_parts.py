@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from msrcnn.config import difference
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
+from pipelines.output_folder import beginning, going_on
 from pipelines.parquet import open_parquet
-from pipelines.storage import ASIDE, Location, Sink, StorageError, explained
+from pipelines.storage import ASIDE, Location, Sink
 
 if TYPE_CHECKING:
     from pipelines.reading import RowGroup  # which takes Ray along
@@ -154,14 +155,8 @@ def write_part(folder: Location, key: Key, table: pa.Table, origin: Origin) -> P
     Raises:
         StorageError: the folder cannot be written.
     """
-    try:
-        with PartWriter(folder, key, origin) as part:
-            part.add(table)
-    except OSError as error:
-        raise StorageError(
-            f"{folder / part_name(key)}: cannot be written ({explained(error)}); put that right and give the same "
-            "command again: it goes on where this one stopped"
-        ) from error
+    with going_on(folder / part_name(key)), PartWriter(folder, key, origin) as part:
+        part.add(table)
     return part.info
 
 
@@ -182,7 +177,7 @@ def prepare(folder: Location, origin: Origin) -> dict[Key, PartInfo]:
     Raises:
         InputError: it cannot be written, holds something else, or parts of another origin.
     """
-    try:
+    with beginning(folder):
         folder.make_folder()
         held = folder.list()
         foreign = [name for name in held if not PART.fullmatch(name) and not _is_aside(name)]
@@ -190,8 +185,6 @@ def prepare(folder: Location, origin: Origin) -> dict[Key, PartInfo]:
             raise InputError(f"{folder}: holds {min(foreign)}, which is no part of detections; choose another --out")
         for name in filter(_is_aside, held):  # of processes that were killed
             (folder / name).remove()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({explained(error)}); choose another --out") from error
     found = _read_all(folder, filter(PART.fullmatch, held))
     for other, info in found:
         if different := origin.differences(other):

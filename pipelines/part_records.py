@@ -18,8 +18,9 @@ from typing import Any
 from msrcnn.data.rejected import Rejected
 from msrcnn.errors import InputError
 from pipelines.manifest import Part
+from pipelines.output_folder import beginning, held_in
 from pipelines.shard_plan import Source
-from pipelines.storage import ASIDE, Location, explained
+from pipelines.storage import ASIDE, Location
 
 UNFINISHED = ".unfinished"
 REJECTED = "rejected.parquet"
@@ -100,10 +101,10 @@ def begin(out: Location, source: Source) -> dict[int, PartRecord]:
     Raises:
         InputError: the folder cannot be written, or holds something else, or an unfinished sharding of another plan.
     """
-    try:
-        held = out.list()
-        if is_foreign(held):
-            raise InputError(f"{out}: is not empty; choose another --out")
+    held = held_in(out)
+    if is_foreign(held):
+        raise InputError(f"{out}: is not empty; choose another --out")
+    with beginning(out):
         if UNFINISHED in held:
             _check_marker(out, source)
         else:
@@ -111,10 +112,6 @@ def begin(out: Location, source: Source) -> dict[int, PartRecord]:
             (out / UNFINISHED).write(json.dumps(asdict(source)).encode())
         _remove(out, (name for name in held if _is_aside(name)))
         records = _read_records(out, held)
-    except NotADirectoryError as error:
-        raise InputError(f"{out}: is a file; choose a folder for --out") from error
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
     whole = [r for r in records if r.plan == source.fingerprint and _in_place(r, held)]
     return {record.shard: record for record in whole}
 

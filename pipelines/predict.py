@@ -20,13 +20,14 @@ import torch
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
 from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, prepare
+from pipelines.output_folder import beginning, going_on, held_in
 from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, expected_images, parts_of
 from pipelines.predict_options import PredictConfig
 from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
 from pipelines.progress import Progress, duration
 from pipelines.run_directory import find_model
-from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk, sha256_of
+from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk, sha256_of
 from pipelines.video import check_encoder, video_library
 
 FAILED = 1
@@ -60,10 +61,8 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     del model
     job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch)
     log(f"detecting in {_counted(sources)} with {weights}")
-    try:
+    with beginning(out):
         out.make_folder()
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
     with exclusively(out, "predicting into"):
         _check_output(out)  # another process may have finished meanwhile
         done = prepare(out / PARTS, origin)
@@ -135,12 +134,9 @@ def _finish(
     if all(info.errors == info.images for info in infos):
         (out / PARTS).remove_folder()
         raise InputError(f"none of {sum(i.images for i in infos)} images could be used (first: {infos[0].first_error})")
-    try:
+    with going_on(out):
         joined = join(out, out / PARTS, infos, categories)
         (out / PARTS).remove_folder()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({explained(error)}); put that right and give the same command "
-                         "again to go on") from error  # fmt: skip
     for line in lines(joined, out):
         log(line)
     log(f"done in {duration(time.monotonic() - began)}: {out}")
@@ -162,12 +158,7 @@ def lines(joined: Joined, out: Location) -> list[str]:
 
 def _check_output(out: Location) -> None:
     """Raises InputError where `out` holds something that is not ours to go on in, or finished predictions."""
-    try:
-        held = out.list()
-    except NotADirectoryError as error:
-        raise InputError(f"{out}: is a file; choose a folder for --out") from error
-    except OSError as error:
-        raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
+    held = held_in(out)
     if DETECTIONS in held:
         raise InputError(f"{out}: already holds predictions; choose another --out or delete it")
     if held and PARTS not in held:

@@ -26,6 +26,7 @@ from msrcnn.weights import Checkpoint, load_model
 from pipelines.ahead import Behind, ahead
 from pipelines.detection_parts import Origin, PartInfo, PartWriter
 from pipelines.gpu_memory import stated_memory
+from pipelines.output_folder import going_on
 from pipelines.overlay import Overlay
 from pipelines.predict_inputs import Source
 from pipelines.predict_rows import Rows
@@ -126,18 +127,15 @@ class Predictor:
             InputError: the GPU's memory does not suffice for a step, or this node does not see an input's folder.
         """
         stored = PartWriter(self.job.out / PARTS, (part.number, 0), self.job.origin)
-        try:
-            with stated_memory(self.batch, self.model.data), stored, ThreadPoolExecutor(DRAWERS) as drawers:
-                rows, drawing = Rows(stored), Behind(drawers, DRAWERS + 2)
-                if part.sources[0].is_video:
-                    self._video(part.sources[0], rows, seen)
-                else:
-                    self._images(part.sources, rows, drawing, seen)
-                drawing.finish()
-                rows.finish()
-        except OSError as error:
-            raise StorageError(f"{self.job.out}: cannot be written ({explained(error)}); put that right and give the "
-                               "same command again to go on") from error  # fmt: skip
+        memory = stated_memory(self.batch, self.model.data)
+        with going_on(self.job.out), memory, stored, ThreadPoolExecutor(DRAWERS) as drawers:
+            rows, drawing = Rows(stored), Behind(drawers, DRAWERS + 2)
+            if part.sources[0].is_video:
+                self._video(part.sources[0], rows, seen)
+            else:
+                self._images(part.sources, rows, drawing, seen)
+            drawing.finish()
+            rows.finish()
         return stored.info
 
     def _predictions(

@@ -21,11 +21,12 @@ from msrcnn.metrics.quality import MaskIoUQuality
 from pipelines.detection_parts import DETECTIONS, SHORT, StoredDetections
 from pipelines.drawing import draw
 from pipelines.manifest import Manifest
+from pipelines.output_folder import beginning, held_in
 from pipelines.provenance import made
 from pipelines.reading import RowGroup
 from pipelines.scoring import PartialScores, Summary, summarise, summary_metrics
 from pipelines.scoring_options import ReportOptions
-from pipelines.storage import ASIDE, Location, explained, locate, on_disk
+from pipelines.storage import ASIDE, Location, locate, on_disk
 from pipelines.summary_table import summary_lines
 from pipelines.tracking import Tracker
 
@@ -63,12 +64,7 @@ def plain(value: Any) -> Any:
 
 def check_output(out: Location) -> None:
     """Raises InputError where `out` holds something that is not ours to go on in, or a finished evaluation."""
-    try:
-        held = out.list()
-    except NotADirectoryError as error:
-        raise InputError(f"{out}: is a file; choose a folder for --out") from error
-    except OSError as error:
-        raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
+    held = held_in(out)
     if UNFINISHED in held:
         return
     if SUMMARY in held:
@@ -96,11 +92,9 @@ def mark(out: Location) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    try:
+    with beginning(out):
         out.make_folder()
         (out / UNFINISHED).write(b"")
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
 
 
 def report(

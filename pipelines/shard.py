@@ -20,6 +20,7 @@ from msrcnn.errors import InputError
 from pipelines.job_rows import job_rows
 from pipelines.manifest import MANIFEST, Manifest, load_manifest, read_manifest, write_manifest
 from pipelines.options import ShardConfig, VerifyConfig
+from pipelines.output_folder import beginning, going_on, held_in
 from pipelines.part_records import (
     REJECTED,
     PartRecord,
@@ -33,7 +34,7 @@ from pipelines.part_records import (
 from pipelines.progress import PROGRESS_SECONDS, duration
 from pipelines.shard_job import WriteJob, plan_row, write_shards
 from pipelines.shard_plan import Plan, make_plan
-from pipelines.storage import Location, exclusively, explained, locate
+from pipelines.storage import Location, exclusively, locate
 from pipelines.verify import verify
 
 
@@ -86,27 +87,17 @@ def shard(config: ShardConfig, log: Callable[[str], None] = print) -> ShardRepor
     total = sum(plan.images)
     log(f"{annotations}: {total} images, {len(plan.meta.categories)} categories -> {len(plan.shards)} shards in {out}")
     with connect(config.address):
-        _make(out)
+        with beginning(out):
+            out.make_folder()
         with exclusively(out, "sharding into"):
             done = begin(out, plan.source)
             if done:
                 log(f"{len(done)} of {len(plan.shards)} shards are there already")
             job = WriteJob(images, out, plan.meta, config.row_group, plan.source.fingerprint)
             records = _run(plan, job, done, log)
-            try:
+            with going_on(out):
                 manifest = _finish(config, plan, records, log)
-            except OSError as error:
-                raise InputError(
-                    f"{out}: cannot be written ({explained(error)}); put that right and give the same command again"
-                ) from error
     return _report(manifest, start)
-
-
-def _make(out: Location) -> None:
-    try:
-        out.make_folder()
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({explained(error)}); choose another --out") from error
 
 
 def _finish(config: ShardConfig, plan: Plan, records: Sequence[PartRecord], log: Callable[[str], None]) -> Manifest:
@@ -140,12 +131,7 @@ def _finish(config: ShardConfig, plan: Plan, records: Sequence[PartRecord], log:
 
 def _held(out: Location) -> Manifest | None:
     """What is finished in the folder."""
-    try:
-        there = out.list()
-    except NotADirectoryError as error:
-        raise InputError(f"{out}: is a file; choose a folder for --out") from error
-    except OSError as error:
-        raise InputError(f"{out}: cannot be listed ({explained(error)}); choose another --out") from error
+    there = held_in(out)
     if MANIFEST not in there:
         if is_foreign(there):
             raise InputError(f"{out}: is not empty; choose another --out")

@@ -16,6 +16,7 @@ from msrcnn.data.corrections import believed
 from msrcnn.data.decoding import ImageError, decode_image
 from msrcnn.data.rejected import AnnotationError, Reason, Rejected
 from pipelines.manifest import Part
+from pipelines.output_folder import going_on
 from pipelines.part_records import Corrected, PartRecord, pack_record, shard_name, write_record
 from pipelines.schema import INSTANCE, SHARD_ROW, ShardMeta
 from pipelines.shard_plan import losing
@@ -90,15 +91,10 @@ def write_shard(shard: int, payload: bytes, job: WriteJob) -> PartRecord:
     records = [ImageRecord(i, name, h, w, tuple(found)) for i, name, h, w, found in json.loads(payload)]
     notes = Notes()
     path = job.out / f"{shard_name(shard)}.parquet"
-    try:
+    with going_on(path):
         part = _write_parquet(path, _rows(records, job, notes), job)
         record = PartRecord(job.plan, shard, len(records), part, tuple(notes.rejected), notes.corrected)
         write_record(job.out, record)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({explained(error)}); put that right and give the same command again: it goes "
-            "on where this one stopped"
-        ) from error
     return record
 
 

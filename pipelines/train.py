@@ -31,6 +31,7 @@ from pipelines.manifest import Manifest, read_manifest
 from pipelines.mlflow_model import log_model
 from pipelines.options import TrainConfig
 from pipelines.outbox import Outbox
+from pipelines.output_folder import beginning
 from pipelines.progress import duration
 from pipelines.provenance import made
 from pipelines.run_directory import (
@@ -45,7 +46,7 @@ from pipelines.run_directory import (
     wait_for_workers,
     write_record,
 )
-from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
+from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk
 from pipelines.tracking import Tracker
 from pipelines.train_setup import check_resources, initial_model, prepare, worker_resources
 from pipelines.validation import validating
@@ -95,10 +96,8 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None, parent:
             return TrainReport(run / MODEL, job.total_steps, 0.0)
         begun = record is not None and (job.initial is None or (run / INITIAL).size() is not None)
         initial = None if begun else initial_model(config, job, display.log)
-        try:
+        with beginning(run, "--run"):
             run.make_folder()  # fails before anything is noted elsewhere
-        except OSError as error:
-            raise InputError(f"{run}: cannot write there ({explained(error)}); choose another --run") from error
         with exclusively(run, "training in", "--run"):
             if read_record(run) != record:
                 raise InputError(f"{run}: another process has begun a run in it meanwhile; give the same command again")
