@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.reasons import reason
+
 FIRST_SECONDS = 60.0
 """How long a node has for its first answer: it must start a process, which imports Ray."""
 SECONDS = 30.0
@@ -106,10 +108,10 @@ class Probes:
             try:
                 values[calls[call]] = ray.get(call)
             except RayActorError as error:
-                failures[calls[call]] = why(error)
+                failures[calls[call]] = reason(error)
                 gone.add(calls[call])
             except Exception as error:  # what the function raised, or what cannot be unpickled here
-                failures[calls[call]] = why(error)
+                failures[calls[call]] = reason(error)
         self.nodes = [node for node in self.nodes if node not in gone]
         return Answers(values, failures)
 
@@ -133,15 +135,6 @@ def probing() -> Iterator[Probes]:
         yield probes
     finally:
         probes.close()
-
-
-def why(error: BaseException) -> str:
-    """The innermost reason of an error of Ray's, in part of a line."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException) and str(cause).strip():
-        error = cause
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:

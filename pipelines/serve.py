@@ -14,6 +14,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from cluster.reasons import reason
 from cluster.room import fitting
 from cluster.session import connect
 from msrcnn.errors import InputError
@@ -108,9 +109,9 @@ def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool
                 ray_serve.run(built, name=NAME, route_prefix="/")
         except RayServeException as error:  # refused, as where another application is at /: nothing was deployed
             begun = False
-            raise InputError(f"the service is refused: {_reason(error)}") from error
+            raise InputError(f"the service is refused: {_line(reason(error))}") from error
         except (RuntimeError, TimeoutError) as error:
-            raise InputError(f"the service does not come up: {_reason(error)}; see the cluster's logs") from error
+            raise InputError(f"the service does not come up: {_line(reason(error))}; see the cluster's logs") from error
         log("serving; Ctrl-C ends it" if there else f"serving at {url}; Ctrl-C ends it")
         yield url
     finally:
@@ -228,9 +229,3 @@ def _check_port(config: ServeConfig) -> None:
 def _line(message: str) -> str:
     """A message of Ray's in a line."""
     return without_password(" ".join(message.split()))[:300]
-
-
-def _reason(error: Exception) -> str:
-    """The last line that says something: Ray puts a replica's traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return _line(lines[-1]) if lines else type(error).__name__

@@ -21,6 +21,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from cluster.reasons import reason
 from pipelines.progress import duration
 from pipelines.storage import Location, locate
 from pipelines.sweep_options import SweepConfig
@@ -157,7 +158,7 @@ def _run(
         trial = trials.suggested(found) if isinstance(trials, TrialMaker) else trials[found[TRIAL]]
         settled = read_result(out, trial.name) is not None
         if result.error is not None and not settled:
-            failure = Failure(reason_of(result.error), isinstance(result.error, RayActorError))
+            failure = Failure(reason(result.error), isinstance(result.error, RayActorError))
             failures[trial.name] = failure
             how = "lost its process" if failure.lost else "failed"
             log(f"trial {trial.name} {how}: {failure.reason}")
@@ -261,17 +262,6 @@ def stopped(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         "settings": dict(settings), EPOCH: int(metrics[EPOCH]), "stopped": True, AP: ap if ap == ap else None,
         "heads": {"": {"mask": {"AP": ap if ap == ap else None}}},
     }  # fmt: skip
-
-
-def reason_of(error: BaseException) -> str:
-    """The innermost reason of an error that a trial ended with, in a line."""
-    while getattr(error, "cause", None) is not None or error.__cause__ is not None:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
+from cluster.reasons import reason
 from cluster.session import connect
 from msrcnn.config import SolverConfig
 from msrcnn.detector import MaskScoringRCNN
@@ -221,20 +222,12 @@ def run_workers(
             reached, tries = (step, 0) if step > reached else (reached, tries + 1)
             if tries == MAX_TRIES:
                 raise
-            display.log(f"{why(error)}; Ray Train is started again, from step {step} on")
+            display.log(f"{reason(error)}; Ray Train is started again, from step {step} on")
     step = next_step(run)
     if step < job.total_steps:
         raise RuntimeError(f"{run}: the last checkpoint is at step {step} of {job.total_steps}")
     (run / checkpoint_name(step) / MODEL).copy_to(run / MODEL)  # its presence says that all is done
     tidy(run, display.log)
-
-
-def why(error: Exception) -> str:
-    """The innermost reason of an error of Ray's, in a line."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[-1].strip()[:300]}"
 
 
 def hand_over(run: Location, tracker: Tracker, config: TrainConfig) -> None:

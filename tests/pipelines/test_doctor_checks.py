@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.network import listen
-from cluster.probes import Answers, Node, why, within
+from cluster.probes import Answers, Node, within
 from msrcnn.errors import InputError
 from pipelines import node_facts
 from pipelines.doctor_files import check_shards, check_storage
@@ -302,7 +302,6 @@ def test_what_takes_too_long_is_left_behind() -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(KeyError):
         within(5, {}.__getitem__, "x")
-    assert why(ValueError("first\n  last ")) == "last"
 
 
 @pytest.mark.parametrize("options", [{"workers": "3:2"}, {"workers": "0"}, {"cpus": -1.0}])
