@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from rich.markup import escape
 from rich.table import Table
 
+from msrcnn.data.rejected import Rejected
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import InspectConfig
 from pipelines.parquet import open_parquet
@@ -153,9 +154,8 @@ def rejected_lines(manifest: Manifest) -> Iterable[str]:
     if path.size() is not None:
         rows = open_parquet(path).read().slice(0, REJECTED_SHOWN).to_pylist()
         for row in rows:
-            ids = {"image": row["image_id"], "annotation": row["annotation_id"]}
-            where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)
-            yield f"  {where or 'no id'}: {row['reason']}: {row['detail']}"
+            entry = Rejected(**row)
+            yield f"  {entry.where or 'no id'}: {entry.reason}: {entry.detail}"
         yield f"all of it: {path}"
 
 

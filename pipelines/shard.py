@@ -31,7 +31,7 @@ from pipelines.part_records import (
     parse_record,
     remove_records,
 )
-from pipelines.progress import PROGRESS_SECONDS, duration
+from pipelines.progress import Progress
 from pipelines.shard_job import WriteJob, plan_row, write_shards
 from pipelines.shard_plan import Plan, make_plan
 from pipelines.storage import Location, exclusively, locate
@@ -177,29 +177,22 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
     Returns:
         all part records, in the order of the shards.
     """
-    records, images = dict(done), plan.images
+    records = dict(done)
     blocks: list[Any] = []
     for index in range(len(plan.shards)):
         if index not in done:
             blocks.append(ray.put(plan_row(index, plan.shards[index])))
             plan.shards[index] = []
-    total = sum(count for index, count in enumerate(images) if index not in done)
-    finished, start = 0, time.perf_counter()
-    logged = start
     if not blocks:
         return [records[index] for index in sorted(records)]
+    progress = Progress(sum(count for index, count in enumerate(plan.images) if index not in done), log)
     write = partial(write_shards, job=job)
     written = ray.data.from_arrow_refs(blocks).map_batches(write, batch_size=None, batch_format="pyarrow")
     del blocks
     for row in job_rows(written):
         record = parse_record(row["record"])
         records[record.shard] = record
-        finished += record.images
-        now = time.perf_counter()
-        if now - logged >= PROGRESS_SECONDS or finished == total:
-            rate = finished / (now - start)
-            log(f"{finished}/{total} images, {rate:.0f} images/s, {duration((total - finished) / rate)} left")
-            logged = now
+        progress.add(record.images)
     return [records[index] for index in sorted(records)]
 
 
@@ -211,9 +204,7 @@ def _by_reason(rejected: Sequence[Rejected]) -> dict[str, list[Rejected]]:
 
 
 def _describe(entry: Rejected) -> str:
-    ids = {"image": entry.image_id, "annotation": entry.annotation_id}
-    where = ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)
-    return f"{where + ': ' if where else ''}{entry.detail}"
+    return f"{entry.where}: {entry.detail}" if entry.where else entry.detail
 
 
 def _report_rejected(rejected: Sequence[Rejected], out: Location, log: Callable[[str], None]) -> dict[str, int]:

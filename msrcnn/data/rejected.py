@@ -36,6 +36,12 @@ class Rejected:
     image_id: int | None = None
     annotation_id: int | None = None
 
+    @property
+    def where(self) -> str:
+        """By its ids, for messages; empty without any."""
+        ids = {"image": self.image_id, "annotation": self.annotation_id}
+        return ", ".join(f"{kind} {value}" for kind, value in ids.items() if value is not None)
+
 
 class AnnotationError(InputError):
     """One annotation cannot be used: `reason` is its kind, `detail` says what is wrong in it."""
