@@ -86,6 +86,8 @@ PRESETS: dict[str, Preset] = {
 """Settings by name: the paper's rows, `small` and `demo`."""
 
 
+DEFAULT_PRESET = "r18-fpn"
+"""Where none is named."""
 AP = "+ap"
 """Ends the name of a preset whose MaskIoU head is trained for AP, alone."""
 ON_FINISHED_TRUNK: dict[str, Any] = {"lr": 0.32, "warmup_factor": 0.02, "clip_norm": 1.0}

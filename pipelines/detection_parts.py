@@ -23,7 +23,8 @@ from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
 from pipelines.output_folder import beginning, going_on
 from pipelines.parquet import open_parquet
-from pipelines.storage import ASIDE, Location, Sink
+from pipelines.storage import Location, Sink, is_aside
+from pipelines.text_tables import counted
 
 if TYPE_CHECKING:
     from pipelines.reading import RowGroup  # which takes Ray along
@@ -180,11 +181,12 @@ def prepare(folder: Location, origin: Origin) -> dict[Key, PartInfo]:
     with beginning(folder):
         folder.make_folder()
         held = folder.list()
-        foreign = [name for name in held if not PART.fullmatch(name) and not _is_aside(name)]
+        foreign = [name for name in held if not PART.fullmatch(name) and not is_aside(name, PART)]
         if foreign:
             raise InputError(f"{folder}: holds {min(foreign)}, which is no part of detections; choose another --out")
-        for name in filter(_is_aside, held):  # of processes that were killed
-            (folder / name).remove()
+        for name in held:
+            if is_aside(name, PART):
+                (folder / name).remove()
     found = _read_all(folder, filter(PART.fullmatch, held))
     for other, info in found:
         if different := origin.differences(other):
@@ -248,8 +250,8 @@ def report_failures(parts: Iterable[PartInfo], strict: bool, log: Callable[[str]
     failed = [part for part in parts if part.errors]
     if not failed:
         return
-    number, total = sum(part.errors for part in failed), "images" if sum(p.errors for p in failed) > 1 else "image"
-    line = f"{number} {total} failed (first: {failed[0].first_error})"
+    number = counted(sum(part.errors for part in failed), "image")
+    line = f"{number} failed (first: {failed[0].first_error})"
     if strict:
         raise InputError(f"{line}; mend the data set, or leave out --strict to count them as missed")
     log(f"warning: {line}; what is in them counts as missed")
@@ -259,8 +261,3 @@ def _read_all(folder: Location, names: Iterable[str]) -> list[tuple[Origin, Part
     with ThreadPoolExecutor(FOOTERS) as pool:
         infos = pool.map(lambda name: read_info(folder / name), sorted(names))
         return [info for info in infos if info is not None]
-
-
-def _is_aside(name: str) -> bool:
-    match = ASIDE.fullmatch(name)
-    return match is not None and PART.fullmatch(match["name"]) is not None

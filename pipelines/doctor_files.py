@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from cluster.probes import Probes, within
 from msrcnn.errors import InputError
-from pipelines.doctor_report import Report, counted, listed
+from pipelines.doctor_report import Report, listed
 from pipelines.manifest import MANIFEST, Manifest, broken_sizes, load_manifest
 from pipelines.node_facts import user
 from pipelines.parquet import open_parquet
 from pipelines.storage import Location, explained, locate
+from pipelines.text_tables import counted
 
 SECONDS = 60.0
 """How long a storage has: for the driver's files, and then for the nodes'."""

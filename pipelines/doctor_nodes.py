@@ -12,7 +12,8 @@ from typing import Any
 from cluster import network
 from cluster.probes import Node, Probes
 from pipelines import node_facts
-from pipelines.doctor_report import Report, all_of, counted, listed
+from pipelines.doctor_report import Report, all_of, listed
+from pipelines.text_tables import counted
 
 CLOCK_SECONDS = 60.0
 """How far a node's clock may be off. Object stores refuse requests that are a quarter of an hour old or new."""

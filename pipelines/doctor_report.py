@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.probes import Answers, Node
+from pipelines.text_tables import counted
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 SHOWN = 3
@@ -101,11 +102,6 @@ def listed(items: Iterable[Node | str]) -> str:
     names = [item if isinstance(item, str) else item.name for item in items]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
-
-
-def counted(number: int, what: str) -> str:
-    """As people say it."""
-    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def all_of(nodes: Sequence[Node]) -> str:

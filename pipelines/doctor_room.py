@@ -10,8 +10,9 @@ from cluster.probes import Node, Probes
 from cluster.room import fitting
 from pipelines import node_facts
 from pipelines.doctor_options import DoctorConfig
-from pipelines.doctor_report import SHOWN, Report, counted
+from pipelines.doctor_report import SHOWN, Report
 from pipelines.reading import READER_CPUS, READERS
+from pipelines.text_tables import counted
 
 
 def check_room(report: Report, probes: Probes, config: DoctorConfig) -> None:

@@ -11,8 +11,9 @@ import requests
 
 from cluster.probes import Probes, within
 from msrcnn.errors import InputError
-from pipelines.doctor_report import Report, counted
+from pipelines.doctor_report import Report
 from pipelines.mlflow_errors import reason
+from pipelines.text_tables import counted
 from pipelines.tracking import ENVIRONMENT, SQLITE, resolved, shown
 
 SECONDS = 60.0

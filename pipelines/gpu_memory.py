@@ -9,6 +9,7 @@ import torch
 
 from msrcnn.config import DataConfig
 from msrcnn.errors import InputError
+from pipelines.text_tables import counted
 
 
 @contextmanager
@@ -53,4 +54,4 @@ def too_little_to_serve(images: int, data: DataConfig) -> str:
 
 
 def _given(images: int, data: DataConfig) -> str:
-    return f"{images} image{'s' * (images > 1)} of up to {data.short_side} x {data.long_side} pixels"
+    return f"{counted(images, 'image')} of up to {data.short_side} x {data.long_side} pixels"

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
+from msrcnn.presets import DEFAULT_PRESET
 from pipelines.scoring_options import ReportOptions
 
 
@@ -80,7 +81,7 @@ class VerifyConfig:
 class TrainingOptions:
     """What the verbs that train have in common."""
 
-    preset: str = "r18-fpn"
+    preset: str = DEFAULT_PRESET
     """settings to start from, by the paper's name; the options below change single fields. NAME+ap trains a MaskIoU
     head for AP on a finished detector of that preset (docs/training.md)"""
     model: ModelConfig = field(default_factory=ModelConfig)

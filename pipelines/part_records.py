@@ -20,7 +20,7 @@ from msrcnn.errors import InputError
 from pipelines.manifest import Part
 from pipelines.output_folder import beginning, held_in
 from pipelines.shard_plan import Source
-from pipelines.storage import ASIDE, Location
+from pipelines.storage import Location, is_aside
 
 UNFINISHED = ".unfinished"
 REJECTED = "rejected.parquet"
@@ -110,7 +110,7 @@ def begin(out: Location, source: Source) -> dict[int, PartRecord]:
         else:
             out.make_folder()
             (out / UNFINISHED).write(json.dumps(asdict(source)).encode())
-        _remove(out, (name for name in held if _is_aside(name)))
+        _remove(out, (name for name in held if is_aside(name, OURS)))
         records = _read_records(out, held)
     whole = [r for r in records if r.plan == source.fingerprint and _in_place(r, held)]
     return {record.shard: record for record in whole}
@@ -118,13 +118,13 @@ def begin(out: Location, source: Source) -> dict[int, PartRecord]:
 
 def is_foreign(names: Iterable[str]) -> bool:
     """Whether a folder with these names is not ours to write in; half a marker may be left of a killed process."""
-    whole = [name for name in names if not _is_aside(name)]
+    whole = [name for name in names if not is_aside(name, OURS)]
     return bool(whole) and UNFINISHED not in whole
 
 
 def discard(out: Location) -> None:
     """Removes what a sharding writes, whole or in part, and nothing else that may lie there; the marker last."""
-    held = [name for name in out.list() if OURS.fullmatch(name) or _is_aside(name)]
+    held = [name for name in out.list() if OURS.fullmatch(name) or is_aside(name, OURS)]
     _remove(out, (name for name in held if name != UNFINISHED))
     (out / UNFINISHED).remove()
 
@@ -175,11 +175,6 @@ def _read_records(out: Location, held: Iterable[str]) -> list[PartRecord]:
 
 def _in_place(record: PartRecord, held: Mapping[str, int | None]) -> bool:
     return record.part is None or held.get(record.part.file) == record.part.bytes
-
-
-def _is_aside(name: str) -> bool:
-    match = ASIDE.fullmatch(name)
-    return match is not None and OURS.fullmatch(match["name"]) is not None
 
 
 def _remove(out: Location, names: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
 from pipelines.progress import Progress, duration
 from pipelines.run_directory import find_model
 from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk, sha256_of
+from pipelines.text_tables import counted
 from pipelines.video import check_encoder, video_library
 
 FAILED = 1
@@ -187,4 +188,4 @@ def _fingerprint(sources: Sequence[Source]) -> str:
 def _counted(sources: Sequence[Source]) -> str:
     videos = sum(source.is_video for source in sources)
     kinds = [(len(sources) - videos, "image"), (videos, "video")]
-    return " and ".join(f"{number} {kind}{'s' * (number > 1)}" for number, kind in kinds if number)
+    return " and ".join(counted(number, kind) for number, kind in kinds if number)

@@ -308,6 +308,12 @@ def aside_of(path: str) -> str:
     return f"{path}.tmp-{uuid.uuid4().hex[:12]}"
 
 
+def is_aside(name: str, of: re.Pattern[str]) -> bool:
+    """Whether a file of this name was written aside for one whose name fits: a process that was killed leaves it."""
+    match = ASIDE.fullmatch(name)
+    return match is not None and of.fullmatch(match["name"]) is not None
+
+
 def without_password(text: str) -> str:
     """A text without the names and passwords that URLs in it may hold."""
     return re.sub(r"://[^/@\s]*@", "://", text)

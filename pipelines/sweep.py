@@ -35,10 +35,11 @@ from pipelines.sweep_plan import Plan, make_plan, report_name
 from pipelines.sweep_plots import write_figures
 from pipelines.sweep_results import TableResult
 from pipelines.sweep_table import lines, write_report
-from pipelines.sweep_tune import counted, run_trials
+from pipelines.sweep_tune import run_trials
+from pipelines.text_tables import counted
 from pipelines.tracking import Tracker, resolved
 from pipelines.train_setup import prepare
-from pipelines.trial import EPOCH, RUNS, epochs, read_result
+from pipelines.trial import EPOCH, RUNS, read_result
 
 SWEEP = ".sweep.json"
 STOPPED, FAILED = "sweep.stopped", "sweep.failed"
@@ -122,7 +123,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
                 "again sends it")  # fmt: skip
     log(f"swept in {duration(time.monotonic() - began)}: {out}")
     if failures:
-        log(f"{counted(len(failures))} failed; the same command tries again")
+        log(f"{counted(len(failures), 'trial')} failed; the same command tries again")
     return SweepReport(tables, failures)
 
 
@@ -194,7 +195,7 @@ def close_trials(out: Location, parent: Tracker, failures: Mapping[str, str]) ->
             continue
         tracker, found = Tracker(run.mlflow_address, "", run.mlflow_run), read_result(out, name)
         if found is not None and found.get("stopped"):
-            tracker.tags({STOPPED: f"after {epochs(found[EPOCH])}"})
+            tracker.tags({STOPPED: f"after {counted(found[EPOCH], 'epoch')}"})
             tracker.end("KILLED")
         elif name in failures:
             tracker.tags({FAILED: failures[name]})

@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.storage import Location
 from pipelines.sweep_plan import ALONE, Plan, Planned, Shown
 from pipelines.sweep_results import RowResult, TableResult
-from pipelines.trial import EPOCH, RESULTS, epochs, read_result
+from pipelines.text_tables import counted
+from pipelines.trial import EPOCH, RESULTS, read_result
 from tune_spaces.definition import Row
 
 BOX = "box "
@@ -86,6 +87,6 @@ def _state(shown: Shown, results: Sequence[Mapping[str, Any] | None], failures: 
         parts.insert(0, f"{len(done)} of {len(results)} seeds")
     elif not done and shown.trials and not parts:
         parts.append("not run")
-    parts += [f"stopped after {epochs(found[EPOCH])}" for found in done if found.get("stopped")]
+    parts += [f"stopped after {counted(found[EPOCH], 'epoch')}" for found in done if found.get("stopped")]
     parts += [f"archive: {found['archive']}" for found in done if "archive" in found]
     return "; ".join(dict.fromkeys(parts))

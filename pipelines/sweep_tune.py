@@ -26,13 +26,13 @@ from pipelines.progress import duration
 from pipelines.storage import Location, locate
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_plan import Plan, TrialMaker
+from pipelines.text_tables import counted
 from pipelines.trial import (
     AP,
     EPOCH,
     RESULTS,
     SETTINGS,
     Trial,
-    epochs,
     outcome,
     read_result,
     run_trial,
@@ -88,12 +88,12 @@ def run_trials(
     done = len(known) - len(missing)
     number = len(plan.trials) if plan.search is None else max(plan.search.samples, len(known))
     if done == number:
-        log(f"{counted(number)}, all done already")
+        log(f"{counted(number, 'trial')}, all done already")
         return {}
     os.environ.update(ENVIRONMENT)
     keep_keys()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said below, in a line each
-    log(f"{counted(number)}, {min(number, concurrent)} at a time" + (f"; {done} done already" if done else ""))
+    log(f"{counted(number, 'trial')}, {min(number, concurrent)} at a time" + (f"; {done} done already" if done else ""))
     failures: dict[str, Failure] = {}
     held = reservations()
     with watched(out, number, done, log):
@@ -250,11 +250,6 @@ def _guarded(trial: Trial, out: Location, parent: str) -> None:
         raise
 
 
-def counted(number: int) -> str:
-    """As people say it."""
-    return f"{number} trial" + ("s" if number != 1 else "")
-
-
 def stopped(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The outcome of a trial that a scheduler stopped: the numbers of its last validation."""
     ap = float(metrics[AP])
@@ -280,8 +275,8 @@ def watched(out: Location, number: int, done: int, log: Callable[[str], None]) -
             spent = time.monotonic() - began
             left = spent / so_far * max(0, number - done - so_far)
             ap = "-" if found[AP] is None else f"{found[AP]:.1f}"
-            how = f"stopped after {epochs(found[EPOCH])}" if found.get("stopped") else "done"
-            log(f"trial {name}: {how}, mask AP {ap}; {done + so_far} of {counted(number)}, {duration(spent)}, "
+            how = f"stopped after {counted(found[EPOCH], 'epoch')}" if found.get("stopped") else "done"
+            log(f"trial {name}: {how}, mask AP {ap}; {done + so_far} of {counted(number, 'trial')}, {duration(spent)}, "
                 f"{duration(left)} left")  # fmt: skip
 
     before = len(seen)

@@ -30,6 +30,11 @@ def percent(value: float) -> str:
     return number(100 * value)
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{number} {what}" + ("s" if number != 1 else "")
+
+
 def as_text(table: Table, width: int) -> str:
     """The table as lines of at most `width` letters, with nothing blank at their ends."""
     console = Console(width=width)

@@ -64,11 +64,6 @@ def result_file(out: Location, name: str) -> Location:
     return out / RESULTS / f"{name}.json"
 
 
-def epochs(number: int) -> str:
-    """As people say it."""
-    return f"{number} epoch" + ("s" if number != 1 else "")
-
-
 def read_result(out: Location, name: str) -> dict[str, Any] | None:
     """A trial's outcome, or None where it has none yet.
 

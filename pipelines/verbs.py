@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from msrcnn.presets import find_preset
-
-PRESET = "r18-fpn"
+from msrcnn.presets import DEFAULT_PRESET, find_preset
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     config = () if verb.preset else (tyro.conf.FlagCreatePairsOff,)
     defaults = {}
     if verb.preset:
-        preset = find_preset(_value_of("--preset", arguments, PRESET))
+        preset = find_preset(_value_of("--preset", arguments, DEFAULT_PRESET))
         parts = {"model": preset.model, "solver": preset.solver, "data": preset.data}
         defaults["default"] = options(**dict.fromkeys(verb.preset, tyro.MISSING), **parts)
     command = f"msrcnn {name}"

@@ -9,7 +9,6 @@ fusion.*              exponents of class score and predicted MaskIoU in the scor
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Mapping
@@ -17,11 +16,9 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
-from msrcnn.errors import InputError
-from msrcnn.presets import PRESETS, Preset
+from msrcnn.errors import InputError, closest, meant
+from msrcnn.presets import DEFAULT_PRESET, PRESETS, Preset
 
-DEFAULT_PRESET = "r18-fpn"
-"""Where no `preset` is given."""
 FUSION = ("fusion.class_power", "fusion.maskiou_power")
 """Masks are ranked by class score^class_power x predicted MaskIoU^maskiou_power; 1 and 1 in the paper (section 3.1)."""
 FROM_SHARDS = "model.num_classes"
@@ -67,9 +64,8 @@ def typed(name: str, value: Any) -> Any:
         InputError: there is no such setting, or it takes no such value.
     """
     if name not in KINDS:
-        close = difflib.get_close_matches(name, KINDS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {GROUPED}"
-        raise InputError(f"{name} = {value!r}: no such setting; {hint}")
+        hint = meant(closest(name, KINDS)) or f"there are {GROUPED}"
+        raise InputError(f"{name} = {value!r}: no such setting; {hint.strip()}")
     if name == FROM_SHARDS:
         raise InputError(f"{name} = {value!r}: follows from the data set; leave it out")
     value = _converted(name, value, KINDS[name])
