@@ -42,7 +42,7 @@ def _found(plan: Plan, out: Location, failures: Mapping[str, str]) -> tuple[Show
     for file in sorted((out / RESULTS).list()):
         name = file.removesuffix(".json")
         found = read_result(out, name) if file.endswith(".json") else None
-        if found is not None and plan.made(found["settings"], name):
+        if found is not None and plan.search.made(found["settings"], name):
             rows.append((name, found["settings"]))
     known = {name for name, _ in rows}
     rows += [(name, {}) for name in failures if name not in known]

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from msrcnn.config import DataConfig, ModelConfig, SolverConfig, to_dict, without_defaults
 from msrcnn.errors import InputError
 from msrcnn.maskiou_config import MaskIoUConfig
-from pipelines.options import EvaluateConfig, TrainConfig, TrainingOptions
-from pipelines.storage import Location, locate
-from pipelines.sweep_options import FROM_SCRATCH, SweepConfig
-from pipelines.tracking import flatten
-from pipelines.trial import EVALUATIONS, FUSED, RESULTS, RUNS, Trial
+from pipelines.storage import locate
+from pipelines.sweep_options import SweepConfig
+from pipelines.sweep_trials import SearchTrials, TrialMaker, brief, given, rounded
+from pipelines.trial import FUSED, Trial
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.heads import heads_of
-from tune_spaces.settings import FUSION, base_of, configure, fusion_of
+from tune_spaces.settings import FUSION, base_of, configure
 from tune_spaces.space import find_space
 
-PARTS = ("model", "solver", "data")
 ALONE = "trained alone"
 BY_CLASS = "class score of the same detections"
-SLUG = 60
-"""Letters of a trial's name that say what is special about it."""
 
 
 @dataclass(frozen=True)
@@ -67,103 +60,12 @@ class Plan:
 
     tables: tuple[Planned, ...]
     trials: dict[str, Trial]
-    maker: TrialMaker
-    """makes further trials of a Bayesian search"""
-    search: Space | None = None
-    """the space of a Bayesian search"""
+    search: SearchTrials | None = None
+    """makes those of a Bayesian search, of which there are none yet"""
 
     def examples(self) -> list[Trial]:
-        """All trials; of a Bayesian search, which has none yet, one at a corner of its space."""
-        if self.search is None:
-            return list(self.trials.values())
-        corner = {name: of.low if isinstance(of, Range) else of.values[0] for name, of in self.search.vary.items()}
-        return [self.maker.trial(corner, self.maker.config.seeds[0])]
-
-    def made(self, settings: Mapping[str, Any], name: str) -> bool:
-        """Whether a trial with these settings and this name is one of the Bayesian search."""
-        if self.search is None or settings.keys() != self.search.vary.keys():
-            return False
-        return self.maker.trial(settings, self.maker.config.seeds[0]).name == name
-
-
-class TrialMaker:
-    """Turns settings into trials.
-
-    Settings come from, the last first: what varies, the command line, the space's [fixed], the preset.
-
-    Args:
-        fixed: of the space.
-        space: of a Bayesian search, for those who make its trials.
-    """
-
-    def __init__(self, config: SweepConfig, fixed: Mapping[str, Any], space: Space | None = None) -> None:
-        self.config, self.space = config, space
-        self.known = known_trials(locate(config.out))
-        self.fixed = {**fixed, **given(config)}
-
-    def settings(self, varied: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings of a trial."""
-        found = {**self.fixed, **varied}
-        weights = self.config.weights or found.get("weights")
-        if weights and weights != FROM_SCRATCH:
-            return {**found, "weights": weights}
-        return {name: value for name, value in found.items() if name != "weights"}
-
-    def trial(self, varied: Mapping[str, Any], seed: int) -> Trial:
-        """The trial with these settings."""
-        settings = self.settings(varied)
-        model, solver, data = configure(base_of(settings), settings)
-        return self.build(varied, seed, (model, solver, data), settings.get("weights"), fusion_of(settings))
-
-    def suggested(self, found: Mapping[str, Any]) -> Trial:
-        """The trial of a Bayesian search with what Tune suggests."""
-        assert self.space is not None
-        vary = self.space.vary.items()
-        settings = {n: rounded(found[n], of) if isinstance(of, Range) else found[n] for n, of in vary}
-        return self.trial(settings, self.config.seeds[0])
-
-    def build(
-        self, varied: Mapping[str, Any], seed: int, parts: tuple[ModelConfig, SolverConfig, DataConfig],
-        weights: str | None, fusion: tuple[float, float] = (1.0, 1.0),
-    ) -> Trial:  # fmt: skip
-        """A trial from its configuration.
-
-        Args:
-            varied: what is special about it.
-            parts: model, solver, data.
-        """
-        config, out = self.config, locate(self.config.out)
-        model, solver, data = parts
-        solver = replace(solver, seed=seed)
-        digest = _digest([*map(without_defaults, (model, solver, data)), weights, fusion])
-        name = self.known.get(digest) or f"{_slug(varied)}-seed{seed}-{digest}"
-        common = {f.name: getattr(config, f.name) for f in fields(TrainingOptions)}
-        validation = locate(config.validation).url  # a trial's process runs in another folder
-        train = TrainConfig(
-            **{**common, "model": model, "solver": solver, "data": data}, shards=locate(config.shards).url,
-            run=(out / RUNS / name).url, weights=_absolute(weights), register="",
-            validation=validation if config.asha else None,
-        )  # fmt: skip
-        evaluate = EvaluateConfig(
-            (out / RUNS / name).url, validation, (out / EVALUATIONS / name).url, gpu=config.gpu, figures=False,
-            tracking=config.tracking, experiment=config.experiment, address=config.address,
-        )  # fmt: skip
-        test_dev = None if config.test_dev is None else locate(config.test_dev).url
-        return Trial(name, digest, dict(varied), train, evaluate, fusion, test_dev)
-
-
-def given(config: SweepConfig) -> dict[str, Any]:
-    """The settings that the command line names, by dotted name."""
-    values: dict[str, Any] = {"preset": config.preset}
-    for part in PARTS:
-        values |= flatten(to_dict(getattr(config, part)), f"{part}.")
-    return {name: values[name] for name in config.given}
-
-
-def known_trials(out: Location) -> dict[str, str]:
-    """Names of the trials that earlier commands began, by digest: what two spaces share has the name of the first."""
-    names = [*(out / RUNS).list(), *(name.removesuffix(".json") for name in (out / RESULTS).list())]
-    return {name.rpartition("-")[2]: name for name in names}
+        """All trials; of a Bayesian search one that it might make."""
+        return list(self.trials.values()) if self.search is None else [self.search.example()]
 
 
 def make_plan(config: SweepConfig) -> Plan:
@@ -181,7 +83,7 @@ def make_plan(config: SweepConfig) -> Plan:
     if config.many_heads:
         return _many_heads(config, spaces)
     if spaces[0].vary and spaces[0].search == "bayes":
-        return Plan((Planned(spaces[0], ()),), {}, TrialMaker(config, spaces[0].fixed, spaces[0]), spaces[0])
+        return Plan((Planned(spaces[0], ()),), {}, SearchTrials(config, spaces[0]))
     tables: list[Planned] = []
     trials: dict[str, Trial] = {}  # by digest
     for space in spaces:
@@ -193,7 +95,7 @@ def make_plan(config: SweepConfig) -> Plan:
             of_row = tuple(trials.setdefault(trial.digest, trial).name for trial in made)
             shown.append(Shown(row, of_row, "", "published" if row.only_published else ALONE, row.settings))
         tables.append(Planned(space, tuple(shown)))
-    return Plan(tuple(tables), {trial.name: trial for trial in trials.values()}, TrialMaker(config, {}))
+    return Plan(tuple(tables), {trial.name: trial for trial in trials.values()})
 
 
 def report_name(space: str) -> str:
@@ -248,7 +150,7 @@ def _rows(config: SweepConfig, space: Space) -> Iterator[Row]:
         return
     combinations = space.combinations() if space.search == "grid" else _draws(config, space)
     for varied in combinations:
-        yield Row(", ".join(f"{name.split('.')[-1]} {_brief(value)}" for name, value in varied.items()), varied)
+        yield Row(", ".join(f"{name.split('.')[-1]} {brief(value)}" for name, value in varied.items()), varied)
 
 
 def _draws(config: SweepConfig, space: Space) -> list[dict[str, Any]]:
@@ -272,12 +174,6 @@ def draw(of: Choices | Range, generator: np.random.Generator) -> Any:
     value = generator.uniform(low, high)
     value = math.exp(value) if of.log else value
     return rounded(value, of)
-
-
-def rounded(value: float, of: Range) -> float | int:
-    """To a whole number where that is wanted, else to four digits, inside the range."""
-    value = min(max(float(f"{value:.4g}"), of.low), of.high)
-    return round(value) if of.whole else value
 
 
 def _many_heads(config: SweepConfig, spaces: Sequence[Space]) -> Plan:
@@ -320,7 +216,7 @@ def _many_heads(config: SweepConfig, spaces: Sequence[Space]) -> Plan:
             else:
                 shown.append(Shown(row, names, relative[text], how, row.settings))
         tables.append(Planned(space, tuple(shown), notes))
-    return Plan(tuple(tables), {trial.name: trial for trial in made}, maker)
+    return Plan(tuple(tables), {trial.name: trial for trial in made})
 
 
 def _trunk(place: str) -> str:
@@ -342,25 +238,3 @@ def _difference_to_alone(config: SweepConfig) -> str:
         "boxes and masks are the same in every row, so rows differ by the ranking alone, and Mask R-CNN's row is the "
         "class score of the same detections."
     )
-
-
-def _absolute(weights: str | None) -> str | None:
-    """A file's path from anywhere; a name of torchvision's as it is."""
-    return locate(weights).url if weights and Path(weights).exists() else weights
-
-
-def _digest(identity: Any) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _slug(varied: Mapping[str, Any]) -> str:
-    parts = [
-        _brief(value) if name == "preset" else f"{name.split('.')[-1]}-{_brief(value)}"
-        for name, value in varied.items()
-        if name != "weights"
-    ]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts) or "default")[:SLUG].strip("-.")
-
-
-def _brief(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -25,7 +25,8 @@ from cluster.reasons import reason
 from pipelines.progress import duration
 from pipelines.storage import Location, locate
 from pipelines.sweep_options import SweepConfig
-from pipelines.sweep_plan import Plan, TrialMaker
+from pipelines.sweep_plan import Plan
+from pipelines.sweep_trials import SearchTrials
 from pipelines.text_tables import counted
 from pipelines.trial import (
     AP,
@@ -86,7 +87,7 @@ def run_trials(
     """
     known, missing = _known(plan, config, out)
     done = len(known) - len(missing)
-    number = len(plan.trials) if plan.search is None else max(plan.search.samples, len(known))
+    number = len(plan.trials) if plan.search is None else max(plan.search.space.samples, len(known))
     if done == number:
         log(f"{counted(number, 'trial')}, all done already")
         return {}
@@ -105,9 +106,9 @@ def run_trials(
                 scheduler, space = _scheduler(config, known, out), {TRIAL: tune.grid_search([*missing])}
                 failures |= _run(_planned_trial, missing, space, out, parent, concurrent, log, scheduler=scheduler)
             if plan.search is not None and len(known) < number:
-                seen = _begun(plan, out)
-                scheduler, search = _scheduler(config, seen, out), _search_algorithm(plan, seen, out)
-                failures |= _run(_searched_trial, plan.maker, {}, out, parent, concurrent, log, scheduler=scheduler,
+                seen = _begun(plan.search, out)
+                scheduler, search = _scheduler(config, seen, out), _search_algorithm(plan.search, seen, out)
+                failures |= _run(_searched_trial, plan.search, {}, out, parent, concurrent, log, scheduler=scheduler,
                                  search_alg=search, num_samples=number - len(known))  # fmt: skip
             if not any(failure.lost for failure in failures.values()):
                 break
@@ -117,7 +118,7 @@ def run_trials(
 
 def _known(plan: Plan, config: SweepConfig, out: Location) -> tuple[dict[str, Trial], dict[str, Trial]]:
     """The trials that are known, of a Bayesian search those that were begun; and of these the ones without outcome."""
-    known = plan.trials if plan.search is None else _begun(plan, out)
+    known = plan.trials if plan.search is None else _begun(plan.search, out)
     return dict(known), {name: t for name, t in known.items() if outcome(out, t, config.asha) is None}
 
 
@@ -155,7 +156,7 @@ def _run(
     failures: dict[str, Failure] = {}
     for result in (results[i] for i in range(len(results))):
         found = result.config or {}
-        trial = trials.suggested(found) if isinstance(trials, TrialMaker) else trials[found[TRIAL]]
+        trial = trials.suggested(found) if isinstance(trials, SearchTrials) else trials[found[TRIAL]]
         settled = read_result(out, trial.name) is not None
         if result.error is not None and not settled:
             failure = Failure(reason(result.error), isinstance(result.error, RayActorError))
@@ -167,13 +168,13 @@ def _run(
     return failures
 
 
-def _begun(plan: Plan, out: Location) -> dict[str, Trial]:
+def _begun(search: SearchTrials, out: Location) -> dict[str, Trial]:
     """The trials of a Bayesian search that earlier commands began."""
     found = {}
     for file in sorted((out / SETTINGS).list()):
         name, settings = file.removesuffix(".json"), json.loads((out / SETTINGS / file).read())
-        if plan.made(settings, name):
-            found[name] = plan.maker.trial(settings, plan.maker.config.seeds[0])
+        if search.made(settings, name):
+            found[name] = search.trial(settings, search.seed)
     return found
 
 
@@ -196,17 +197,16 @@ def _scheduler(config: SweepConfig, trials: Mapping[str, Trial], out: Location) 
     return scheduler
 
 
-def _search_algorithm(plan: Plan, seen: Mapping[str, Trial], out: Location) -> Searcher:
+def _search_algorithm(search: SearchTrials, seen: Mapping[str, Trial], out: Location) -> Searcher:
     """Optuna's, which knows what earlier commands found."""
     from ray.tune.search.optuna import OptunaSearch
 
-    assert plan.search is not None
     found = {name: read_result(out, name) for name in seen}
     # From JSON, where tuples are lists: Optuna looks its choices up by value.
     known = [({key: typed(key, of) for key, of in seen[name].settings.items()}, value[AP])
              for name, value in found.items() if value and value[AP] is not None]  # fmt: skip
     return OptunaSearch(
-        space=_domains(plan.search), metric=AP, mode="max", seed=plan.maker.config.seeds[0] + len(seen),
+        space=_domains(search.space), metric=AP, mode="max", seed=search.seed + len(seen),
         points_to_evaluate=[settings for settings, _ in known] or None,
         evaluated_rewards=[ap for _, ap in known] or None,
     )  # fmt: skip
@@ -230,7 +230,7 @@ def _planned_trial(found: dict[str, Any], trials: Mapping[str, Trial], out: Loca
     _guarded(trials[found[TRIAL]], out, parent)
 
 
-def _searched_trial(found: dict[str, Any], trials: TrialMaker, out: Location, parent: str) -> None:
+def _searched_trial(found: dict[str, Any], trials: SearchTrials, out: Location, parent: str) -> None:
     _guarded(trials.suggested(found), out, parent)
 
 

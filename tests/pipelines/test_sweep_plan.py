@@ -124,9 +124,9 @@ def test_a_bayesian_search_has_a_trial_only_once_tune_gives_settings(tmp_path):
     plan = plan_of(tmp_path, "hyperparameters", "--search", "bayes", "--samples", "5")
     assert plan.trials == {}
     assert plan.search is not None
-    assert plan.search.samples == 5
+    assert plan.search.space.samples == 5
     (example,) = plan.examples()
-    assert example.settings["solver.lr"] == plan.search.vary["solver.lr"].low
+    assert example.settings["solver.lr"] == plan.search.space.vary["solver.lr"].low
 
 
 def test_a_small_space_is_not_drawn_for_ever(tmp_path):

@@ -87,13 +87,14 @@ def test_a_bayesian_search_is_told_of_earlier_trials_with_lists(tmp_path):
     )
     _, plan = plan_of(tmp_path, str(tmp_path / "mine.toml"))
     out = locate(tmp_path / "out")
-    trial = plan.maker.suggested({"solver.decay_epochs": (4, 5), "solver.epochs": 6})
+    assert plan.search is not None
+    trial = plan.search.suggested({"solver.decay_epochs": (4, 5), "solver.epochs": 6})
     (out / SETTINGS).make_folder()
     (out / SETTINGS / f"{trial.name}.json").write(json.dumps(dict(trial.settings)).encode())
     write_result(out, trial.name, {"AP": 12.0, "epoch": 6})
-    begun = _begun(plan, out)
+    begun = _begun(plan.search, out)
     assert [*begun] == [trial.name]
-    search = _search_algorithm(plan, begun, out)
+    search = _search_algorithm(plan.search, begun, out)
     (known,) = search._ot_study.trials
     assert (known.value, known.params["solver.decay_epochs"]) == (12.0, (4, 5))
 
