@@ -35,7 +35,28 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
     """The workers' job, but for the mailbox, and the settings by which a run is recognised.
 
     Raises:
-        InputError: the data set is smaller than one step, or layers would be frozen at random values.
+        InputError: as `check`.
+    """
+    check(config, manifest)
+    job = job_of(config, manifest)
+    settings = {
+        "model": to_dict(job.model),
+        "solver": to_dict(job.solver),
+        "data": to_dict(job.data),
+        "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
+        "weights": config.weights,
+        "weights_eps": config.weights_eps,
+        "from_checkpoint": config.from_checkpoint,
+    }
+    return job, settings
+
+
+def check(config: TrainConfig, manifest: Manifest) -> None:
+    """Whether there is something to train, and to learn from.
+
+    Raises:
+        InputError: a head alone, or frozen layers, without weights; a data set without an object, or smaller than a
+            step; or SyncBN with unequal shares of a step.
     """
     begins_with = config.weights or config.from_checkpoint
     if config.model.trained == "maskiou" and begins_with is None:
@@ -49,45 +70,38 @@ def prepare(config: TrainConfig, manifest: Manifest) -> tuple[Job, dict[str, Any
     if manifest.instances == 0:
         raise InputError(f"{config.shards}: no image has an object, so there is nothing to learn; give shards that "
                          "were made with annotations")  # fmt: skip
-    steps = manifest.rows // config.solver.batch
-    if steps == 0:
+    if manifest.rows < config.solver.batch:
         raise InputError(f"{config.shards}: {manifest.rows} images are fewer than --solver.batch "
                          f"{config.solver.batch}; lower it")  # fmt: skip
     fewest, most = config.worker_range
     if config.model.norm == "sync_bn" and any(config.solver.batch % n for n in range(fewest, most + 1)):
         raise InputError(f"--model.norm sync_bn: its statistics want equal shares of a step; make --solver.batch "
                          f"{config.solver.batch} a multiple of every number of --workers {config.workers}")  # fmt: skip
+
+
+def job_of(config: TrainConfig, manifest: Manifest) -> Job:
+    """What the workers are told, but for the mailbox."""
+    fewest, most = config.worker_range
     at_once = config.images_at_once
     if at_once == 0 and fewest < most:  # fewer workers must not need more memory each
         at_once = slots_of(config.solver.batch, most)
-    run = locate(config.run)
-    model = replace(config.model, num_classes=len(manifest.categories))
+    run, steps = locate(config.run), manifest.rows // config.solver.batch
     total = steps * config.solver.epochs
-    job = Job(
-        model,
-        config.solver,
-        config.data,
-        tuple((c.number, c.source_id, c.name) for c in manifest.categories),
-        manifest.rows,
-        steps,
-        min(total, config.max_steps or total),
-        at_once,
-        threads_of(config),
-        config.compile,
-        60 * config.checkpoint_minutes,
-        run.url,
-        (run / INITIAL).url if begins_with else None,
+    return Job(
+        model=replace(config.model, num_classes=len(manifest.categories)),
+        solver=config.solver,
+        data=config.data,
+        categories=tuple((c.number, c.source_id, c.name) for c in manifest.categories),
+        rows=manifest.rows,
+        steps_per_epoch=steps,
+        total_steps=min(total, config.max_steps or total),
+        images_at_once=at_once,
+        threads=threads_of(config),
+        compile=config.compile,
+        checkpoint_seconds=60 * config.checkpoint_minutes,
+        run=run.url,
+        initial=(run / INITIAL).url if config.weights or config.from_checkpoint else None,
     )
-    settings = {
-        "model": to_dict(model),
-        "solver": to_dict(config.solver),
-        "data": to_dict(config.data),
-        "dataset": {"name": manifest.name, "fingerprint": manifest.fingerprint, "images": manifest.rows},
-        "weights": config.weights,
-        "weights_eps": config.weights_eps,
-        "from_checkpoint": config.from_checkpoint,
-    }
-    return job, settings
 
 
 def threads_of(config: TrainConfig) -> int:
