@@ -1,4 +1,4 @@
-"""The stages, one file a verb: shard, train, evaluate. Ray and MLflow live here and nowhere else."""
+"""What the verbs of the command line do. Here and in `cluster` is Ray, here alone MLflow."""
 
 from contextlib import suppress
 

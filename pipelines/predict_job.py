@@ -35,7 +35,7 @@ from pipelines.video import Frame, Video, VideoWriter
 
 LEAST_IMAGES, MOST_IMAGES, MANY_PARTS = 32, 512, 1000
 """Images of a part: `MANY_PARTS` parts where that gives from `LEAST_IMAGES` to `MOST_IMAGES`."""
-READERS, DRAWERS = 8, 4
+READ_THREADS, DRAW_THREADS = 8, 4
 """Images read and decoded, overlays drawn and written at a time."""
 JPEG_QUALITY = 92
 PAUSES = (1.0, 4.0)
@@ -90,7 +90,7 @@ def parts_of(sources: Sequence[Source]) -> list[Part]:
 
 def expected_images(parts: Sequence[Part]) -> dict[int, int]:
     """How many images parts have, by their numbers; about, where one is a video."""
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         return dict(zip((part.number for part in parts), pool.map(_expected, parts), strict=True))
 
 
@@ -128,8 +128,8 @@ class Predictor:
         """
         stored = PartWriter(self.job.out / PARTS, (part.number, 0), self.job.origin)
         memory = stated_memory(self.batch, self.model.data)
-        with going_on(self.job.out), memory, stored, ThreadPoolExecutor(DRAWERS) as drawers:
-            rows, drawing = Rows(stored), Behind(drawers, DRAWERS + 2)
+        with going_on(self.job.out), memory, stored, ThreadPoolExecutor(DRAW_THREADS) as drawers:
+            rows, drawing = Rows(stored), Behind(drawers, DRAW_THREADS + 2)
             if part.sources[0].is_video:
                 self._video(part.sources[0], rows, seen)
             else:
@@ -144,7 +144,7 @@ class Predictor:
         return predictions(self.model, images, batch=self.batch, min_score=self.job.min_score)
 
     def _images(self, sources: Sequence[Source], rows: Rows, drawing: Behind, seen: Callable[[int], None]) -> None:
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(READ_THREADS) as readers:
             images = Held(ahead(readers, read_image, sources, self.batch + 2))
             with closing(self._predictions(images)) as detected:
                 for source, found in zip(sources, detected, strict=True):

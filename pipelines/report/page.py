@@ -58,8 +58,7 @@ class Found:
         settings: of the trainings.
         pictures: of each run, by its name.
         instances: of each category by number and name, of the first evaluation's data.
-        command: that made the page; and with what, and when.
-        made: likewise.
+        made: by which program and command, and when (`pipelines.provenance.made`).
     """
 
     lines: Sequence[Line] = ()
