@@ -178,6 +178,7 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
         all part records, in the order of the shards.
     """
     records = dict(done)
+    total = sum(count for index, count in enumerate(plan.images) if index not in done)
     blocks: list[Any] = []
     for index in range(len(plan.shards)):
         if index not in done:
@@ -185,7 +186,7 @@ def _run(plan: Plan, job: WriteJob, done: dict[int, PartRecord], log: Callable[[
             plan.shards[index] = []
     if not blocks:
         return [records[index] for index in sorted(records)]
-    progress = Progress(sum(count for index, count in enumerate(plan.images) if index not in done), log)
+    progress = Progress(total, log)
     write = partial(write_shards, job=job)
     written = ray.data.from_arrow_refs(blocks).map_batches(write, batch_size=None, batch_format="pyarrow")
     del blocks
