@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,16 @@ C4: dict[str, Any] = {
 """Changes of CONFIG to a detector without a pyramid; of few RoIs, as res5 runs on each."""
 DATA = DataConfig(short_side=SIDE, long_side=SIDE)
 LOSSES = {"rpn_objectness", "rpn_box", "class", "box", "mask", "maskiou"}
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def entropy(logit: float, label: float) -> float:
+    """Binary cross-entropy by its definition."""
+    p = 1 / (1 + math.exp(-logit))
+    return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
 
 def shape_image(index: int, keep: str = "all") -> tuple[bytes, ImageTruth]:
@@ -82,6 +93,13 @@ def make_model(config: ModelConfig = CONFIG, sure: bool = False) -> MaskScoringR
         for layer, std in ((model.box.score, 0.4), (model.box.deltas, 0.05), (model.maskiou.iou, 0.2),
                            (model.rpn.head.objectness, 0.2), (model.rpn.head.deltas, 0.05)):  # fmt: skip
             torch.nn.init.normal_(layer.weight, std=std)
+    return model
+
+
+def with_good_masks(config: ModelConfig) -> MaskScoringRCNN:
+    """Masks that mostly fill their boxes: MaskIoUs are of all sizes, and some detections are matches."""
+    model = make_model(config, sure=True)
+    model.mask.logits.bias.data.fill_(1.0)
     return model
 
 

@@ -24,6 +24,7 @@ from msrcnn.maskiou_head import MaskIoUHead
 from msrcnn.pooling import PyramidPooler
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Detections
+from tests.tiny import noise
 
 SIDE, CHANNELS, CLASSES = 96, 16, 3
 CONFIG = ModelConfig(
@@ -55,10 +56,6 @@ class Compiled:
 
     def __call__(self, *inputs: Any) -> Any:
         return self.function(*inputs)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def check(function: Callable[..., Any], cases: list[tuple[Any, ...]], graphs: int) -> None:

@@ -12,12 +12,9 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss,
 
 from msrcnn.box_head import BoxHead, box_losses, class_scores
 from msrcnn.mask_head import MaskHead, mask_loss, of_class
+from tests.tiny import noise
 
 CLASSES, CHANNELS = 4, 8
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def rois_and_boxes(count: int) -> tuple[Tensor, Tensor]:

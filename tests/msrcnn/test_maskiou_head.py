@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import pytest
@@ -14,13 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from msrcnn.config import MaskIoUInput
 from msrcnn.mask_head import MaskHead
 from msrcnn.maskiou_head import MaskIoUHead, NoHead, balancing_weights, maskiou_loss
+from tests.tiny import entropy, noise
 
 CLASSES, CHANNELS, ROIS = 4, 8, 3
 DESIGNS = get_args(MaskIoUInput)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_head(design: MaskIoUInput) -> MaskIoUHead:
@@ -149,10 +145,6 @@ def test_other_losses_by_hand() -> None:
     target = torch.tensor([[0.9, 0.0], [0.0, 0.3], [0.8, 0.8]])
     one = torch.tensor([[True, False], [False, True], [False, False]])
     assert maskiou_loss(predicted, target, one, "l1").item() == pytest.approx((0.4 + 0.6) / 2)
-
-    def entropy(logit: float, label: float) -> float:
-        p = 1 / (1 + math.exp(-logit))
-        return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
     want = (entropy(0.5, 0.9) + entropy(0.9, 0.3)) / 2
     assert maskiou_loss(predicted, target, one, "bce").item() == pytest.approx(want)

@@ -22,7 +22,7 @@ from msrcnn.pooling import PyramidPooler
 from msrcnn.pretrained import load_weights
 from msrcnn.solver import clip_gradients, guarded_step, make_optimizer
 from msrcnn.weights import load_model, save_model
-from tests.tiny import C4, CONFIG, batch_of, detections_of, losses_of, make_model
+from tests.tiny import C4, CONFIG, batch_of, detections_of, losses_of, make_model, with_good_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,12 +41,6 @@ def alone(number: int, config: ModelConfig = MANY) -> ModelConfig:
 
 def trunk_of(model: MaskScoringRCNN) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if not name.startswith(("maskiou.", "heads."))}
-
-
-def with_good_masks(model: MaskScoringRCNN) -> MaskScoringRCNN:
-    """Masks that mostly fill their boxes: between any two tau there are MaskIoUs."""
-    model.mask.logits.bias.data.fill_(1.0)
-    return model
 
 
 def single(number: int, whole: MaskScoringRCNN, config: ModelConfig = MANY) -> MaskScoringRCNN:
@@ -75,7 +69,7 @@ def calibrated() -> tuple[MaskScoringRCNN, list[dict[str, Tensor]]]:
     """All heads after five steps on a finished trunk, and the losses of the steps."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = with_good_masks(make_model(dataclasses.replace(MANY, trained="maskiou"), sure=True))
+    model = with_good_masks(dataclasses.replace(MANY, trained="maskiou"))
     for number, head in enumerate(model.maskiou_heads()):  # `sure` draws the main head's last layer anew
         head.load_state_dict(make_model(alone(number)).maskiou_heads()[0].state_dict())
     history = trained_by(model, 5)

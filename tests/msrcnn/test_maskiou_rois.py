@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msrcnn import detector
-from msrcnn.config import MaskIoUConfig, ModelConfig, RPNConfig, SolverConfig
+from msrcnn.config import MaskIoUConfig, RPNConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.maskiou_heads import loss_names
 from msrcnn.maskiou_targets import MatchedRoIs, detection_maskious, targets_of, true_maskious_of_detections
@@ -19,7 +19,7 @@ from msrcnn.masks import pack_crops
 from msrcnn.solver import clip_gradients, guarded_step, make_optimizer
 from msrcnn.structures import RaggedMasks, Targets
 from tests.roi_scene import BINS, CLASSES, SIDE, Scene, overlap, random_scene, tight
-from tests.tiny import C4, CONFIG, batch_of, detections_of, losses_of, make_model
+from tests.tiny import C4, CONFIG, batch_of, detections_of, losses_of, make_model, with_good_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,13 +146,6 @@ BEYOND = (
     "input=e,tau=-1.0,rois=both,unmatched=zero,loss=bce,balanced=true,evidence=true",
     "tau=-1.0,rois=detections,loss=bce,goal=ap",
 )  # fmt: skip
-
-
-def with_good_masks(config: ModelConfig) -> MaskScoringRCNN:
-    """Masks that mostly fill their boxes, so that MaskIoUs are of all sizes."""
-    model = make_model(config, sure=True)
-    model.mask.logits.bias.data.fill_(1.0)
-    return model
 
 
 def seen(model: MaskScoringRCNN, number: int = 0) -> list[tuple[Tensor, ...]]:

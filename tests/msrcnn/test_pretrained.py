@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from argparse import Namespace
@@ -29,6 +28,7 @@ from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.pretrained import COCO, load_weights
 from msrcnn.weights import save_model
+from tests.pickles import Evil
 
 WIDTH, HIDDEN = 32, 16
 CONFIG = ModelConfig(
@@ -276,16 +276,6 @@ def test_what_training_scripts_store_is_what_its_state_dict_is(tmp_path: Path) -
         names = (report.matched, report.missing, report.left_over)
         assert names == (plain.matched, plain.missing, plain.left_over), form
         assert all(torch.equal(tensor, want[name]) for name, tensor in ours.state_dict().items()), form
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.folder,)
 
 
 def test_what_holds_no_state_dict_that_is_meant_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from msrcnn import detector, maskiou_heads
-from msrcnn.config import MaskIoUConfig, ModelConfig, RPNConfig, SolverConfig
+from msrcnn.config import MaskIoUConfig, RPNConfig, SolverConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.score_fusion import (
     FUSION_WEIGHT,
@@ -26,15 +26,11 @@ from msrcnn.score_fusion import (
 )
 from msrcnn.solver import clip_gradients, guarded_step, make_optimizer
 from msrcnn.structures import Batch
-from tests.tiny import CONFIG, batch_of, detections_of, losses_of, make_model
+from tests.tiny import CONFIG, batch_of, detections_of, entropy, losses_of, make_model, noise, with_good_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def box_iou(a: list[float], b: list[float]) -> float:
@@ -98,10 +94,6 @@ def test_fusion_loss_by_hand() -> None:
     """Mean cross-entropy over those that train; the least is at the worth itself, which gets no gradient."""
     predicted, trained = torch.tensor([0.5, -1.0, 80.0]), torch.tensor([True, True, False])
     target = torch.tensor([0.9, 0.0, 0.0])
-
-    def entropy(logit: float, label: float) -> float:
-        p = 1 / (1 + math.exp(-logit))
-        return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
     want = (entropy(0.5, 0.9) + entropy(-1.0, 0.0)) / 2
     assert fusion_loss(predicted, target, trained).item() == pytest.approx(want)
@@ -199,13 +191,6 @@ def test_the_fusion_learns_to_rank_better_than_the_product() -> None:
 PLAIN = MaskIoUConfig(rois="detections", tau=-1.0, loss="bce")
 WORTH = dataclasses.replace(PLAIN, goal="ap")
 WHOLE = dataclasses.replace(CONFIG, rpn=RPNConfig(samples=64, train_proposals=80, test_proposals=80))
-
-
-def with_good_masks(config: ModelConfig) -> MaskScoringRCNN:
-    """Masks that mostly fill their boxes, so that some detections are matches."""
-    model = make_model(config, sure=True)
-    model.mask.logits.bias.data.fill_(1.0)
-    return model
 
 
 def alike(model: MaskScoringRCNN, other: MaskScoringRCNN) -> MaskScoringRCNN:

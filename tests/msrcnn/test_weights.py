@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from msrcnn.config import DataConfig, ModelConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model, read_plain, save_model, write_aside
+from tests.pickles import Evil
 
 CONFIG = ModelConfig(
     levels=(2, 3), anchor_sizes=((16,), (32,)), channels=32, hidden=16, num_classes=2, norm="group_norm",
@@ -44,16 +44,6 @@ def test_round_trip(saved: Path) -> None:
     assert want.keys() == got.keys()
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert [p.name for p in saved.parent.iterdir()] == ["model.pt"]
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.folder,)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -27,22 +27,10 @@ from pipelines.schema import Category, ShardMeta
 from pipelines.shard_job import WriteJob, pack, write_shard
 from pipelines.storage import Location, locate
 from pipelines.stored_rows import truths_of
+from tests.little import META, SIZE, encoded, files_of
 from tests.reference import reference_scenes
 
-SIZE = (30, 40)  # height, width
-META = ShardMeta("little", (Category(1, 3, "cat"), Category(2, 17, "dog")))
 POLYGON = [[1.5, 2, 20.2, 2, 20, 15.7, 3, 18]]
-
-
-def encoded(kind: str, seed: int, size: tuple[int, int] = SIZE) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def job_in(tmp_path: Path, row_group: int = 64) -> WriteJob:
