@@ -13,10 +13,11 @@ import numpy as np
 from msrcnn.data.coco import ImageRecord, parse_coco
 from msrcnn.data.rejected import Reason, Rejected
 from msrcnn.errors import InputError
+from pipelines.listing import sizes_in
 from pipelines.manifest import LOOKED_INTO
 from pipelines.options import ShardConfig
 from pipelines.schema import SHARD_VERSION, Category, ShardMeta
-from pipelines.storage import Location, explained, sizes_in
+from pipelines.storage import Location, explained
 
 MIN_SHARDS = 4
 """A data set of `SPREAD_IMAGES` images or more makes at least this many shards: workers share by shards."""

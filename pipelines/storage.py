@@ -18,9 +18,7 @@ import re
 import socket
 import tempfile
 import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,8 +33,6 @@ from msrcnn.errors import InputError
 
 RENAMING = ("local", "hdfs")
 """Arrow's names of the file systems whose renaming is atomic."""
-LISTINGS = 16
-"""Folders listed at a time: each listing waits, for an object store perhaps a second."""
 CHUNK = 2**22
 """Bytes copied at a time."""
 PLAIN = "/:@!$&'()*+,;="
@@ -338,39 +334,6 @@ def _renames(filesystem: fs.FileSystem) -> bool:
 
 def _join(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}" if base else name
-
-
-def sizes_in(folder: Location, names: Iterable[str]) -> dict[str, int]:
-    """The sizes of those files under the folder that are there, in bytes, by name.
-
-    Every folder that the names lead to is listed once, since an object store takes as long for a thousand names of a
-    listing as for a single file.
-
-    Raises:
-        OSError: a folder is there and cannot be listed.
-    """
-    by_parent: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for name in names:
-        parent, _, last = name.rpartition("/")
-        by_parent[parent].append((name, last))
-
-    def found(parent: str) -> dict[str, int]:
-        try:
-            listed = (folder / parent if parent else folder).list()
-        except (NotADirectoryError, FileNotFoundError, ValueError):  # a zero byte in a name is a ValueError
-            return {}
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return {}
-            raise
-        sizes = ((name, listed.get(last)) for name, last in by_parent[parent])
-        return {name: size for name, size in sizes if size is not None}
-
-    with ThreadPoolExecutor(LISTINGS) as pool:
-        merged: dict[str, int] = {}
-        for part in pool.map(found, by_parent):
-            merged |= part
-    return merged
 
 
 def check_seen(folder: Location) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from msrcnn.errors import InputError
-from pipelines.storage import Location, exclusively, explained, file_for, locate, sha256_of, sizes_in
+from pipelines.storage import Location, exclusively, explained, file_for, locate, sha256_of
 
 
 def folder_of(tmp_path: Path, kind: str) -> Location:
@@ -133,36 +132,6 @@ def test_urls_that_lead_nowhere_are_one_line() -> None:
         with pytest.raises(InputError, match=f"^{url}: no file system for it") as caught:
             locate(url)
         assert "\n" not in str(caught.value)
-
-
-def test_sizes_of_named_files_through_links_and_folders(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "one.png").write_bytes(b"1")
-    (tmp_path / "three.png").write_bytes(b"333")
-    os.symlink(tmp_path / "three.png", tmp_path / "a" / "link.png")
-    os.symlink(tmp_path / "a" / "b", tmp_path / "folder")
-    os.symlink(tmp_path / "nowhere", tmp_path / "dangling.png")
-    there = {
-        "three.png": 3,
-        "a/b/one.png": 1,
-        "a/link.png": 3,
-        "folder/one.png": 1,
-        "./three.png": 3,
-        "a/../three.png": 3,
-    }
-    absent = [
-        "a/b",
-        "a",
-        "x.png",
-        "x/y.png",
-        "three.png/x",
-        "dangling.png",
-        "n" * 300,
-        f"{'n' * 300}/x",
-        "a\0/x",
-        "a\0",
-    ]
-    assert sizes_in(locate(tmp_path), [*there, *absent]) == there
 
 
 def test_errors_in_few_words(tmp_path: Path) -> None:
