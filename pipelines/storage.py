@@ -113,8 +113,8 @@ class Location:
             sink.write(data)
 
     def write_json(self, value: Any) -> None:
-        """Makes or replaces the file. Raises ValueError where a number is not finite: JSON has no word for it."""
-        self.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+        """Makes or replaces the file: the value as people read it."""
+        self.write((json.dumps(value, indent=1) + "\n").encode())
 
     @contextmanager
     def writing(self) -> Iterator[Sink]:
