@@ -37,6 +37,11 @@ def in_url(text: str) -> str:
     return ""
 
 
+def without_password(text: str) -> str:
+    """A text without the names and passwords that URLs in it may hold."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
 def check_variable(name: str, value: str) -> None:
     """Refuses a variable whose name or value says that it is a secret.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ray.exceptions import RayTaskError
 
+from cluster.credentials import without_password
 from msrcnn.errors import InputError
 
 LONGEST = 300
@@ -13,7 +14,8 @@ LONGEST = 300
 def reason(error: BaseException) -> str:
     """What the innermost error says, of those that Ray and others have wrapped it in; its kind where it says nothing.
 
-    An `InputError` says more than what led to it. Of anything else the last line counts: a traceback's end.
+    An `InputError` says more than what led to it. Of anything else the last line counts: a traceback's end. Names and
+    passwords in URLs are left out.
     """
     while isinstance(error, RayTaskError) or not isinstance(error, InputError):  # some are both
         inner = getattr(error, "cause", None) or error.__cause__
@@ -21,4 +23,4 @@ def reason(error: BaseException) -> str:
             break
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0 if isinstance(error, InputError) else -1][:LONGEST]
+    return without_password(lines[0 if isinstance(error, InputError) else -1])[:LONGEST]

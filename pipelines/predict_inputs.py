@@ -17,8 +17,9 @@ from typing import NoReturn
 
 from pyarrow import fs
 
+from cluster.credentials import without_password
 from msrcnn.errors import InputError
-from pipelines.storage import Location, explained, locate, located, without_password
+from pipelines.storage import Location, explained, locate, located
 
 IMAGES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 """By their suffix: what is taken from a folder."""

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from cluster.credentials import without_password
 from cluster.package import COMMIT, PACKAGES, ROOT, SOURCES
 from msrcnn import __version__
-from pipelines.storage import without_password
 
 WATCHED = (*SOURCES, "pyproject.toml")
 """What of the tree is the program: runs and data beside it are nobody's changes."""

@@ -14,6 +14,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from cluster.credentials import without_password
 from cluster.reasons import reason
 from cluster.room import fitting
 from cluster.session import connect
@@ -22,7 +23,7 @@ from msrcnn.weights import load_model
 from pipelines.options import worker_range
 from pipelines.run_directory import find_model
 from pipelines.serving_options import ServeConfig
-from pipelines.storage import locate, on_disk, without_password
+from pipelines.storage import locate, on_disk
 
 EXTRA = "serve"
 """Of Ray's; MLflow brings parts of it."""
@@ -109,9 +110,9 @@ def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool
                 ray_serve.run(built, name=NAME, route_prefix="/")
         except RayServeException as error:  # refused, as where another application is at /: nothing was deployed
             begun = False
-            raise InputError(f"the service is refused: {_line(reason(error))}") from error
+            raise InputError(f"the service is refused: {reason(error)}") from error
         except (RuntimeError, TimeoutError) as error:
-            raise InputError(f"the service does not come up: {_line(reason(error))}; see the cluster's logs") from error
+            raise InputError(f"the service does not come up: {reason(error)}; see the cluster's logs") from error
         log("serving; Ctrl-C ends it" if there else f"serving at {url}; Ctrl-C ends it")
         yield url
     finally:

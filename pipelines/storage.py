@@ -29,6 +29,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pyarrow import fs
 
+from cluster.credentials import without_password
 from msrcnn.errors import InputError
 
 RENAMING = ("local", "hdfs")
@@ -308,11 +309,6 @@ def is_aside(name: str, of: re.Pattern[str]) -> bool:
     """Whether a file of this name was written aside for one whose name fits: a process that was killed leaves it."""
     match = ASIDE.fullmatch(name)
     return match is not None and of.fullmatch(match["name"]) is not None
-
-
-def without_password(text: str) -> str:
-    """A text without the names and passwords that URLs in it may hold."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _resolve(url: str) -> tuple[fs.FileSystem, str]:

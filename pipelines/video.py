@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cluster.credentials import without_password
 from msrcnn.errors import InputError
-from pipelines.storage import Location, StorageError, explained, without_password
+from pipelines.storage import Location, StorageError, explained
 
 UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 """What turns a frame upright whose rotation, counted against the clock, is this many degrees."""

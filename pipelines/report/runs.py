@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster.credentials import without_password
 from msrcnn.errors import InputError
 from pipelines.detection_parts import DETECTIONS, SHORT, StoredDetections, folder_of, read_parts
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.reading import RowGroup, row_groups
 from pipelines.reporting import SUMMARY, UNFINISHED
 from pipelines.run_directory import METRICS, RUN, RunRecord, read_record
-from pipelines.storage import Location, Place, explained, locate, without_password
+from pipelines.storage import Location, Place, explained, locate
 
 NEEDED = ("dataset", "images", "detections", "ap", "maskiou", "bins", "calibration", "tide", "curves", "density")
 """What a page takes from `summary.json`."""

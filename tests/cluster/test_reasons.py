@@ -26,6 +26,7 @@ def of_a_task(cause: Exception) -> RayTaskError:
     [
         (ValueError("first\n  last \n"), "last"),
         (KeyError(), "KeyError"),
+        (OSError("s3://me:secret@bucket/a: slow down"), "s3://bucket/a: slow down"),
         (ValueError("x" * 1000), "x" * LONGEST),
         (raised(RuntimeError("the run"), raised(OSError("the task"), ValueError("the reason"))), "the reason"),
         (of_a_task(ValueError("the reason")), "the reason"),
