@@ -48,7 +48,7 @@ from pipelines.run_directory import (
 from pipelines.storage import ASIDE, Location, exclusively, explained, locate, on_disk
 from pipelines.tracking import Tracker
 from pipelines.train_setup import check_resources, initial_model, prepare, worker_resources
-from pipelines.validation import validating
+from pipelines.validation import check_beside, validating
 from pipelines.worker_group import Bookkeeper, fit
 
 TRACKING_SECONDS = 60.0
@@ -207,6 +207,8 @@ def run_workers(
             with connect(config.address):
                 if first:  # later a cluster may lack the nodes that it will get again
                     check_resources(config)
+                    if validation is not None:
+                        check_beside(config, validation)
                 first = False
                 wait_for_workers(run, display.log)
                 tidy(run, display.log)
