@@ -70,12 +70,15 @@ class Pool:
             groups: how many pieces of work there are.
 
         Raises:
-            InputError: GPUs are asked for and there is none.
+            InputError: GPUs are asked for and there is none, or no CPU either.
         """
         resources = ray.cluster_resources()
         available = int(resources.get("GPU" if gpu else "CPU", 0))
         if gpu and available == 0:
             raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
+        if available == 0:  # a head that does no work, and its nodes are still to come
+            raise InputError("the Ray cluster has no CPU to work with yet; give the command again when its nodes are "
+                             "there, or join another --address")  # fmt: skip
         most = max(1, min(actors or groups, available))
         least = most if actors else 1
         if gpu:  # with as many CPUs as GPUs the readers must find a place too
