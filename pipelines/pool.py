@@ -12,7 +12,7 @@ import ray.data
 
 from cluster.room import fitting
 from msrcnn.errors import InputError
-from pipelines.node_facts import free_resources
+from pipelines.node_facts import free_resources, node_resources
 from pipelines.reading import READER_CPUS, READERS
 
 ACTOR_CPUS = 0.8
@@ -84,7 +84,7 @@ class Pool:
         if gpu:  # with as many CPUs as GPUs the readers must find a place too
             return cls(least, most, 1, ACTOR_CPUS * min(1.0, resources.get("CPU", 0) / most), 1.0)
         # As many threads as keep all cores of a node busy when fewer processes than cores were asked for.
-        node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
+        node = max(int(has.get("CPU", 1)) for has in node_resources())
         threads = max(1, min(node, available // most))
         return cls(least, most, threads, ACTOR_CPUS * threads, 0.0)
 
