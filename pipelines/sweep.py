@@ -36,7 +36,7 @@ from pipelines.sweep_plots import write_figures
 from pipelines.sweep_results import TableResult
 from pipelines.sweep_table import lines, write_report
 from pipelines.sweep_tune import counted, run_trials
-from pipelines.tracking import Tracker, resolved
+from pipelines.tracking import Tracker, resolved, status_of
 from pipelines.train_setup import prepare
 from pipelines.trial import EPOCH, RUNS, epochs, read_result
 
@@ -108,7 +108,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
         except BaseException as error:
             with suppress(Exception):  # a server that is gone must not hide why the sweep ends
                 close_trials(out, tracker, {})
-            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracker.close(status_of(error))
             raise
         for table in tables:
             for line in lines(table):
