@@ -36,11 +36,14 @@ def connect(address: str | None = None, cpus: int | None = None, dashboard: bool
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    from ray._private import auto_init_hook
 
     if ray.is_initialized():
         _quieten_ray_data()
         yield
         return
+    # What goes on in a thread after the block must fail, not start or join some Ray, as Ray's own calls would.
+    auto_init_hook.enable_auto_connect = False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         # Newer Ray asks for a token by default; a Ray that only this process uses needs none.

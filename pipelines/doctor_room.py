@@ -41,6 +41,9 @@ def judge_room(
     wanted = f"--workers {config.workers}"
     if now >= most:
         report.ok("room", f"{counted(now, 'worker')} of {each} fit beside their readers, {wanted}")
+    elif fewest <= now < min(most, fitting([*free.values()], config.worker)):  # Ray Train takes all that nodes hold
+        report.fail("room", f"more workers of {each} fit than beside their readers, {wanted}: these would never read",
+                    f"lower --cpus by {READERS * READER_CPUS:g}, or the second of --workers")  # fmt: skip
     elif now >= fewest:
         report.ok("room", f"{counted(now, 'worker')} of {each} fit now, {wanted}: training begins with those")
     else:

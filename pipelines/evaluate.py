@@ -22,7 +22,7 @@ from pipelines.reporting import SUMMARY, Evaluated, asked, check_output, finish,
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, score_all
 from pipelines.storage import Location, exclusively, locate, on_disk, sha256_of
-from pipelines.tracking import Tracker, absolute, here
+from pipelines.tracking import Tracker, absolute, here, status_of
 
 
 def other_categories(known: Sequence[str], manifest: Manifest) -> str:
@@ -98,8 +98,8 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
             evaluated = Evaluated(manifest, groups, detections)
             made_from = {"model": str(weights), "seconds": seconds}
             summary = report(evaluated, scores, config, out, made_from, log)
-        except BaseException:
-            tracker.close("FAILED")
+        except BaseException as error:
+            tracker.close(status_of(error))
             raise
         finish(tracker, weights, manifest, summary, out, log)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")

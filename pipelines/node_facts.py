@@ -88,6 +88,13 @@ def gpus() -> tuple[int, str]:
     return int(number), cuda
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What each node that is there has in all, by Ray's names of resources."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def free_resources() -> dict[str, dict[str, float]]:
     """What each node has to give at this moment, by its id."""
     import ray

@@ -13,7 +13,7 @@ import ray.data
 
 from cluster.room import fitting
 from msrcnn.errors import InputError
-from pipelines.node_facts import free_resources
+from pipelines.node_facts import free_resources, node_resources
 from pipelines.reading import READER_CPUS, READERS
 
 ACTOR_CPUS = 0.8
@@ -71,18 +71,21 @@ class Pool:
             groups: how many pieces of work there are.
 
         Raises:
-            InputError: GPUs are asked for and there is none.
+            InputError: GPUs are asked for and there is none, or no CPU either.
         """
         resources = ray.cluster_resources()
         available = int(resources.get("GPU" if gpu else "CPU", 0))
         if gpu and available == 0:
             raise InputError("--gpu: the Ray cluster has no GPU; leave it out or join another --address")
+        if available == 0:  # a head that does no work, and its nodes are still to come
+            raise InputError("the Ray cluster has no CPU to work with yet; give the command again when its nodes are "
+                             "there, or join another --address")  # fmt: skip
         most = max(1, min(actors or groups, available))
         least = most if actors else 1
         if gpu:  # with as many CPUs as GPUs the readers must find a place too
             return cls(least, most, 1, ACTOR_CPUS * min(1.0, resources.get("CPU", 0) / most), 1.0)
         # As many threads as keep all cores of a node busy when fewer processes than cores were asked for.
-        node = max(int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"])
+        node = max(int(has.get("CPU", 1)) for has in node_resources())
         threads = max(1, min(node, available // most))
         return cls(least, most, threads, ACTOR_CPUS * threads, 0.0)
 

@@ -10,8 +10,8 @@ best.pt         with --validation: the model with the highest mask AP so far
 .workers        held by the run's workers, which may outlive the process that trains by some seconds
 model.pt        the finished model; its presence means that the training is complete
 
-A second process that trains is kept out of a local run directory. Behind a URL, whoever starts the same run twice at a
-time damages it.
+A second process that trains is kept out of a local run directory. Behind a URL, or on a file system without locks,
+whoever starts the same run twice at a time damages it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 from msrcnn import MODEL
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, difference, with_defaults
 from msrcnn.errors import InputError
+from pipelines.file_locks import lock
 from pipelines.storage import Location, Place, locate
 
 RUN = "run.json"
@@ -102,13 +103,14 @@ def working(folder: Location) -> Iterator[None]:
     if folder.local is None:
         yield
         return
-    with (folder.local / WORKERS).open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (folder.local / WORKERS).open("a+") as file:
+        lock(file.fileno(), fcntl.LOCK_SH)
         yield
 
 
 def wait_for_workers(folder: Location, log: Callable[[str], None], seconds: float = ORPHAN_SECONDS) -> None:
-    """Returns once no worker of an earlier attempt, on this machine, still writes into the run directory.
+    """Returns once no worker of an earlier attempt still writes into the run directory, as far as locks tell: of this
+    machine; on NFS of all.
 
     Raises:
         InputError: one is still there after `seconds`.
@@ -116,15 +118,17 @@ def wait_for_workers(folder: Location, log: Callable[[str], None], seconds: floa
     if folder.local is None:
         return
     start, told = time.monotonic(), False
-    with (folder.local / WORKERS).open("a+") as lock:
+    with (folder.local / WORKERS).open("a+") as file:
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 if time.monotonic() - start > seconds:
+                    # On NFS those of another machine too: the lock of one that died stays until it is back.
                     raise InputError(f"{folder}: workers of an earlier attempt are still in it after {seconds:.0f} s; "
-                                     "end them (`ray stop`) and try again") from None  # fmt: skip
+                                     "end them (`ray stop`) and try again; if their machine is gone for good, delete "
+                                     f"{WORKERS} in it") from None  # fmt: skip
             if not told:
                 log(f"{folder}: waiting for the workers of an earlier attempt to end")
                 told = True

@@ -20,7 +20,7 @@ from pipelines.results_json import import_results
 from pipelines.scoring import Summary, score_all
 from pipelines.scoring_options import ScoreConfig
 from pipelines.storage import Location, exclusively, locate
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, status_of
 
 
 def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
@@ -48,7 +48,7 @@ def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
             made_from = {**_model_of(given), "rows": str(given), "seconds": round(time.monotonic() - began, 1)}
             summary = report(evaluated, scores, config, out, made_from, log)
         except BaseException as error:
-            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracker.close(status_of(error))
             raise
         finish(tracker, given, manifest, summary, out, log)
     log(f"scored in {duration(time.monotonic() - began)}: {out / SUMMARY}")

@@ -20,6 +20,7 @@ from cluster.room import fitting
 from cluster.session import connect
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
+from pipelines.node_facts import node_resources
 from pipelines.options import worker_range
 from pipelines.run_directory import find_model
 from pipelines.serving_options import ServeConfig
@@ -204,12 +205,10 @@ def _watch(log: Callable[[str], None]) -> None:
 
 def _check_room(config: ServeConfig) -> None:
     """The fewest replicas fit onto the nodes with nobody else there, or an autoscaler may add some."""
-    import ray
-
     from pipelines.doctor_room import largest
 
     low, _ = worker_range(config.replicas, "--replicas")
-    room = fitting([node["Resources"] for node in ray.nodes() if node["Alive"]], config.share)
+    room = fitting(node_resources(), config.share)
     if room < low and not largest():
         each = " and ".join(f"{need:g} {name}" for name, need in config.share.items())
         raise InputError(f"--replicas {config.replicas}: the cluster has room for {room} of {each}; ask for fewer, "

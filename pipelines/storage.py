@@ -31,6 +31,7 @@ from pyarrow import fs
 
 from cluster.credentials import without_password
 from msrcnn.errors import InputError
+from pipelines.file_locks import lock
 
 RENAMING = ("local", "hdfs")
 """Arrow's names of the file systems whose renaming is atomic."""
@@ -269,7 +270,8 @@ def file_for(place: Location) -> Iterator[Path]:
 
 @contextmanager
 def exclusively(folder: Location, doing: str, option: str = "--out") -> Iterator[None]:
-    """Keeps other processes of this machine out of a local folder for the block; behind a URL nothing does.
+    """Keeps other processes of this machine out of a local folder for the block; behind a URL, and on a file system
+    without locks, nothing does.
 
     Args:
         folder: that is there.
@@ -285,7 +287,7 @@ def exclusively(folder: Location, doing: str, option: str = "--out") -> Iterator
     descriptor = os.open(folder.local, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another process is {doing} it; wait or choose another {option}") from None
         yield

@@ -37,7 +37,7 @@ from pipelines.sweep_results import TableResult
 from pipelines.sweep_table import lines, write_report
 from pipelines.sweep_tune import run_trials
 from pipelines.text_tables import counted
-from pipelines.tracking import Tracker, resolved
+from pipelines.tracking import Tracker, resolved, status_of
 from pipelines.train_setup import prepare
 from pipelines.trial import EPOCH, RUNS, read_result
 
@@ -109,7 +109,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
         except BaseException as error:
             with suppress(Exception):  # a server that is gone must not hide why the sweep ends
                 close_trials(out, tracker, {})
-            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracker.close(status_of(error))
             raise
         for table in tables:
             for line in lines(table):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import ray
 
 from msrcnn.errors import InputError
+from pipelines.node_facts import node_resources
 from pipelines.options import TrainConfig
 from pipelines.pool import LEAST_CPUS
 from pipelines.reading import READER_CPUS, READERS
@@ -54,7 +55,7 @@ def check_tracking(address: str) -> None:
 
 def threads_on_nodes(train: TrainConfig) -> int:
     """CPU threads of a worker, where a trial runs on the node with the most processors."""
-    widest = max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1)
+    widest = max((int(has.get("CPU", 1)) for has in node_resources()), default=1)
     return train.threads or max(1, widest // train.worker_range[1])
 
 

@@ -66,6 +66,11 @@ class Point:
     step: int
 
 
+def status_of(error: BaseException) -> str:
+    """What MLflow calls a run that ends with an error: Ctrl-C is no failure."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one with dotted names."""
     flat: dict[str, Any] = {}

@@ -48,9 +48,9 @@ from pipelines.run_directory import (
     write_record,
 )
 from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, status_of
 from pipelines.train_setup import check_resources, initial_model, prepare, worker_resources
-from pipelines.validation import validating
+from pipelines.validation import check_beside, validating
 from pipelines.worker_group import Bookkeeper, fit
 
 TRACKING_SECONDS = 60.0
@@ -177,7 +177,7 @@ def telling(tracker: Tracker, run: Location, display: Display) -> Iterator[Outbo
     try:
         yield outbox
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = status_of(error)
         outbox.do("how the run ended", lambda: tracker.end(status))
         outbox.close(TRACKING_SECONDS / 6)
         raise
@@ -207,6 +207,8 @@ def run_workers(
             with connect(config.address):
                 if first:  # later a cluster may lack the nodes that it will get again
                     check_resources(config)
+                    if validation is not None:
+                        check_beside(config, validation)
                 first = False
                 wait_for_workers(run, display.log)
                 tidy(run, display.log)

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from cluster.room import fitting
 from msrcnn.config import difference, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
@@ -20,6 +21,7 @@ from msrcnn.weights import load_model
 from pipelines.checkpoint_list import checkpoint_name, committed
 from pipelines.job import Job
 from pipelines.manifest import Manifest
+from pipelines.node_facts import node_resources
 from pipelines.options import TrainConfig, worker_share
 from pipelines.reading import READER_CPUS, READERS, slots_of
 from pipelines.run_directory import INITIAL, MODEL, find_model
@@ -216,8 +218,8 @@ def worker_resources(config: TrainConfig) -> dict[str, float]:
 
 def check_resources(config: TrainConfig) -> None:
     """Raises InputError where the cluster cannot hold the fewest workers and their readers; Ray would wait for ever."""
-    fewest, _ = config.worker_range
-    for name, need in worker_resources(config).items():
+    (fewest, most), worker = config.worker_range, worker_resources(config)
+    for name, need in worker.items():
         wanted, there = need * fewest, ray.cluster_resources().get(name, 0)
         if name == "CPU":
             wanted += READERS * READER_CPUS
@@ -225,13 +227,16 @@ def check_resources(config: TrainConfig) -> None:
             raise InputError(f"--workers {config.workers}: with their readers they need {wanted:g} {name}, the Ray "
                              f"cluster has {there:g}; ask for fewer, lower --cpus, leave out --gpu, or join another "
                              "--address")  # fmt: skip
-    if fitting_workers(config) < fewest:
-        raise InputError(f"--workers {config.workers}: the Ray cluster's nodes have too little each for "
-                         f"{worker_resources(config)} a worker; lower --cpus, or join another --address")  # fmt: skip
+    beside_readers, alone = fitting(node_resources(), worker, READERS, READER_CPUS), fitting_workers(config)
+    if beside_readers < fewest:
+        raise InputError(f"--workers {config.workers}: the Ray cluster's nodes have too little each for {worker} a "
+                         "worker and their readers; lower --cpus, or join another --address")  # fmt: skip
+    if fewest < most and beside_readers < alone:  # Ray Train takes all that the nodes hold
+        raise InputError(f"--workers {config.workers}: {alone} workers of {worker} leave no CPU for their readers; "
+                         f"lower --cpus by {READERS * READER_CPUS:g}, or the second of --workers")  # fmt: skip
 
 
 def fitting_workers(config: TrainConfig) -> int:
     """How many workers the nodes that are there hold, at most those asked for."""
-    need, (_, most) = worker_resources(config), config.worker_range
-    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return min(most, sum(min(int(node.get(name, 0) / share) for name, share in need.items()) for node in nodes))
+    _, most = config.worker_range
+    return min(most, fitting(node_resources(), worker_resources(config)))

@@ -38,6 +38,10 @@ from pipelines.worker_group import Bookkeeper
 
 LOOK_SECONDS = 1.0
 """How often the list of checkpoints is looked at: each stays for at least one more checkpoint's time."""
+LAST_LOOKS = 5
+"""Times that the list is looked at after the last step, where it or a model cannot be read."""
+GIVE_UP_SECONDS = 30.0
+"""How long an evaluation that is given up may take to notice: it does at its next line of progress."""
 MAX_FAILURES = 3
 """Times in a row that an evaluation may fail; then it is left out."""
 SCORE = "validation/mask_by_mask/AP"
@@ -55,7 +59,7 @@ def validating(
         log: takes lines.
 
     Raises:
-        InputError: the data set has other categories, or a fixed number of workers leaves no CPU for it.
+        InputError: the data set has other categories.
     """
     if manifest is None:
         yield
@@ -63,18 +67,32 @@ def validating(
     if wrong := other_categories([name for _, _, name in job.categories], manifest):
         raise InputError(f"--validation {config.validation}: its categories are not those of {config.shards} ({wrong})")
     validator = Validator(config, job, manifest, books, log)
-    fewest, most = config.worker_range
-    if fewest == most and validator.pool() is None:
-        raise InputError("--validation: the workers reserve the cluster's CPUs, and evaluating beside them needs half "
-                         "of one; lower --cpus or --workers")  # fmt: skip
     validator.start()
     try:
         yield
-        validator.stop(finish=True)
-    except BaseException:
-        validator.stop(finish=False)
+        validator.finish()
+    except BaseException as error:
+        # What follows in this process, another attempt perhaps, must not meet it at work; nothing follows Ctrl-C.
+        validator.give_up(0.0 if isinstance(error, KeyboardInterrupt) else GIVE_UP_SECONDS)
         raise
     books.flush()
+
+
+def check_beside(config: TrainConfig, manifest: Manifest) -> None:
+    """Raises InputError where a fixed number of workers leaves no CPU to evaluate with."""
+    fewest, most = config.worker_range
+    if fewest == most and beside_workers(config, len(row_groups(manifest))) is None:
+        raise InputError("--validation: the workers reserve the cluster's CPUs, and evaluating beside them needs half "
+                         "of one; lower --cpus or --workers")  # fmt: skip
+
+
+def beside_workers(config: TrainConfig, groups: int) -> Pool | None:
+    """The processes that can be had beside the workers now; none where these hold all of the cluster."""
+    return Pool.beside(node_rooms(), worker_resources(config), fitting_workers(config), groups)
+
+
+class GivenUp(Exception):
+    """Ends an evaluation that nobody waits for any more."""
 
 
 class Validator:
@@ -95,8 +113,7 @@ class Validator:
         """The processes that can be had now; none where workers hold all of the cluster."""
         if self._ended.is_set():
             return Pool.beside([node.empty for node in node_rooms()], {}, 0, len(self.groups))
-        need, number = worker_resources(self.config), fitting_workers(self.config)
-        return Pool.beside(node_rooms(), need, number, len(self.groups))
+        return beside_workers(self.config, len(self.groups))
 
     def start(self) -> None:
         """Begins, with what an earlier driver left."""
@@ -110,16 +127,21 @@ class Validator:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, finish: bool) -> None:
-        """Waits until all models are evaluated, or leaves them to the next driver."""
-        if not finish:
-            self._given_up.set()
+    def finish(self) -> None:
+        """Waits until all models are evaluated."""
         self._ended.set()
-        if finish:
-            if self._names(".pt"):
-                self.log("waiting for the evaluation of the last checkpoint")
-            for thread in self._threads:
-                thread.join()
+        if self._names(".pt"):
+            self.log("waiting for the evaluation of the last checkpoint")
+        for thread in self._threads:
+            thread.join()
+
+    def give_up(self, seconds: float) -> None:
+        """Leaves models to the next driver, and waits so long at most for what is at work on one."""
+        self._given_up.set()
+        self._ended.set()
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _wanted(self, step: int) -> bool:
         return step % (self.config.validate_every * self.job.steps_per_epoch) == 0 or step == self.job.total_steps
@@ -128,36 +150,46 @@ class Validator:
         return sorted(n.removesuffix(ending) for n in self.folder.list() if n.endswith(ending) and ".tmp-" not in n)
 
     def _collect(self) -> None:
-        while True:
-            last = self._ended.is_set()
-            # A checkpoint deleted meanwhile, a list being written, a storage that does not answer: look again.
+        # A checkpoint deleted meanwhile, a list being written, a storage that does not answer: look again.
+        while not self._ended.is_set():
             with suppress(Exception):
-                known = {*self._names(".pt"), *self._names(".json")}
-                for step in committed(self.run):
-                    name = checkpoint_name(step)
-                    if self._wanted(step) and name not in known:
-                        (self.run / name / MODEL).copy_to(self.folder / f"{name}.pt")
-            if last or self._given_up.is_set():
-                return
+                self._copy()
             self._ended.wait(LOOK_SECONDS)
+        for look in range(1, LAST_LOOKS + 1):
+            try:
+                self._copy()
+                return
+            except Exception as error:
+                if self._given_up.is_set():  # the next driver finds it
+                    return
+                if look == LAST_LOOKS:
+                    self.log(f"warning: the last checkpoint is not evaluated: {first_line(error)}")
+            time.sleep(LOOK_SECONDS)
+
+    def _copy(self) -> None:
+        known = {*self._names(".pt"), *self._names(".json")}
+        for step in committed(self.run):
+            name = checkpoint_name(step)
+            if self._wanted(step) and name not in known:
+                (self.run / name / MODEL).copy_to(self.folder / f"{name}.pt")
 
     def _evaluate(self) -> None:
         failures = 0
         while not self._given_up.is_set():
-            name = None
+            name, collecting = None, self._threads[0].is_alive()  # asked first: it may end with one more model
             try:
                 name = next(iter(self._names(".pt")), None)
                 pool = self.pool() if name else None
                 if name and pool:
                     self._evaluate_one(name, pool)
                     failures = 0
-                elif name is None and not self._threads[0].is_alive():
+                elif name is None and not collecting:
                     return
             except Exception as error:  # evaluation never stops a training
                 if self._given_up.is_set():
                     return
                 failures += 1
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 self.log(f"warning: evaluation of {name or 'checkpoints'} failed ({reason})")
                 if failures >= MAX_FAILURES:
                     if name is None:
@@ -171,16 +203,22 @@ class Validator:
         weights, rows = self.folder / f"{name}.pt", self.folder / f"{name}.rows"
         origin = origin_of(weights, self.manifest, self.manifest.folder)
         job = DetectJob(weights.url, rows, origin, EvaluateConfig.batch)
-        parts = detect(self.groups, job, pool, quiet)  # goes on where a driver that was killed stopped
+        parts = detect(self.groups, job, pool, self._progress)  # goes on where a driver that was killed stopped
         stored = StoredDetections(rows, origin, tuple(parts.values()))
-        scores = score_all(self.manifest, self.groups, stored, quiet, pool.cpus)
+        scores = score_all(self.manifest, self.groups, stored, self._progress, pool.cpus)
         summary = summarise(self.manifest.name, scores, bootstrap=0, seed=0)  # nobody decides by its interval
+        self._progress()
         rows.remove_folder()
         found = {f"validation/{key}": value for key, value in plain(summary_metrics(summary)).items()}
         numbers = {"step": step_of(name), "time": time.time(), **found}
         self._keep(name, numbers)
         self._tell(numbers)
         self.log(f"{headline(summary, step_of(name), self.job)}  ({duration(time.monotonic() - began)})")
+
+    def _progress(self, _line: str = "") -> None:
+        """Is not shown beside a training, but ends what is given up."""
+        if self._given_up.is_set():
+            raise GivenUp
 
     def _tell(self, numbers: dict[str, Any]) -> None:
         self.books.record({name: value for name, value in numbers.items() if value is not None})
@@ -201,8 +239,9 @@ class Validator:
                 (self.folder / f"{name}.pt").remove()
 
 
-def quiet(_line: str) -> None:
-    """Progress beside a training is not shown."""
+def first_line(error: Exception) -> str:
+    """Of what it says, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def headline(summary: Summary, step: int, job: Job) -> str:

@@ -152,7 +152,7 @@ def no_shutdown(manifest: Manifest) -> None:
 
 
 def submitter(manifest: Manifest) -> None:
-    manifest["spec"]["submitterConfig"] = {"backoffLimit": 1}
+    manifest["spec"]["submissionMode"] = "SidecarMode"
 
 
 def no_image(manifest: Manifest) -> None:
@@ -280,6 +280,21 @@ def test_entry_points_are_commands_of_ours(overlay: str, verb: str) -> None:
     assert spec["backoffLimit"] >= 1
     assert spec["shutdownAfterJobFinishes"] is True
     assert "activeDeadlineSeconds" not in spec
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", JOBS)
+def test_the_submitter_waits_for_nodes_and_is_confined_as_the_head(overlay: str) -> None:
+    spec = ray_manifest(overlay)["spec"]
+    assert spec["submissionMode"] == "K8sJobMode"  # the only one that follows the output and begins with all nodes
+    assert spec["submitterConfig"]["backoffLimit"] >= 10  # of a pod that may be evicted in days of training
+    pod, head = spec["submitterPodTemplate"]["spec"], next(pods(ray_manifest(overlay)))
+    assert pod["restartPolicy"] == "Never"
+    assert pod["securityContext"] == head["securityContext"]
+    (container,) = pod["containers"]
+    assert "command" not in container  # KubeRay's own
+    for name in ("image", "securityContext"):
+        assert container[name] == head["containers"][0][name]
 
 
 @needs_kustomize

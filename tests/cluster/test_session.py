@@ -20,6 +20,12 @@ with connect(cpus=3):
     assert ray.is_initialized()
     assert ray.data.range(6, override_num_blocks=2).map(lambda row: {"id": row["id"] * 2}).sum("id") == 30
 assert not ray.is_initialized()
+for late in (lambda: ray.put(1), lambda: ray.remote(int).remote()):  # of a thread that has not ended
+    try:
+        late()
+    except ray.exceptions.RaySystemError:
+        pass
+    assert not ray.is_initialized()
 """
 
 JOINS = """

@@ -182,6 +182,7 @@ def test_gpus_are_those_that_torch_sees(report: Report) -> None:
         ({"workers": "2:4", "cpus": 3}, OK, "3 workers of 3 CPU fit now, --workers 2:4", ""),
         ({"workers": "3", "cpus": 3}, OK, "3 workers of 3 CPU fit", ""),
         ({"workers": "1", "cpus": 9}, FAIL, "0 workers of 9 CPU fit", "0 would fit"),
+        ({"workers": "1:9", "cpus": 4}, FAIL, "fit than beside their readers", "lower --cpus by 0.2"),
         ({"workers": "2", "gpu": True}, OK, "2 workers of 0.9 CPU and 1 GPU fit", ""),
         ({"workers": "4:8", "gpu": True}, FAIL, "2 workers of 0.9 CPU and 1 GPU", "the autoscaler may go to 64 CPU"),
     ],

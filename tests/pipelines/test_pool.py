@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.room import fitting
+from msrcnn.errors import InputError
 from pipelines.pool import NodeRoom, Pool
 from pipelines.reading import READER_CPUS, READERS
 
@@ -33,6 +34,14 @@ def test_processes_with_gpus_leave_readers_a_place(monkeypatch, gpus: int, cpus:
     assert (found.most, found.least, found.gpus) == (gpus, gpus if actors else 1, 1.0)
     assert cpus - found.most * found.cpus > READERS * READER_CPUS - 1e-9
     assert 0 < found.cpus <= 0.8
+
+
+@pytest.mark.parametrize(("gpu", "message"), [(True, "--gpu: the Ray cluster has no GPU"), (False, "has no CPU")])
+def test_a_head_without_nodes_is_refused(monkeypatch, gpu: bool, message: str) -> None:
+    """It has 0 CPUs; one process there would seem to work."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"memory": 1e9})
+    with pytest.raises(InputError, match=message):
+        Pool.of_cluster(0, gpu, 1000)
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -1,10 +1,14 @@
 """A run directory knows its run and refuses another."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -14,14 +18,16 @@ from msrcnn.presets import PRESETS
 from pipelines.run_directory import (
     MODEL,
     RUN,
+    WORKERS,
     RunRecord,
     check_same,
     find_model,
     read_record,
     wait_for_workers,
+    working,
     write_record,
 )
-from pipelines.storage import locate
+from pipelines.storage import exclusively, locate
 
 
 @pytest.fixture
@@ -96,6 +102,9 @@ def test_workers_that_outlive_their_driver_are_waited_for(tmp_path):
     with pytest.raises(InputError, match="workers of an earlier attempt are still in it after 0 s"):
         wait_for_workers(locate(tmp_path), lines.append, seconds=0.3)
     assert len(lines) == 1
+    (tmp_path / WORKERS).rename(tmp_path / "aside")  # what the message offers for a lock that nobody can give back
+    wait_for_workers(locate(tmp_path), lines.append, seconds=0.3)
+    (tmp_path / "aside").rename(tmp_path / WORKERS)
     threading.Timer(0.5, workers[1].kill).start()
     began = time.monotonic()
     wait_for_workers(locate(tmp_path), lines.append)
@@ -104,3 +113,18 @@ def test_workers_that_outlive_their_driver_are_waited_for(tmp_path):
     assert len(lines) == 2
     for worker in workers:
         worker.communicate()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_locks_is_used_as_a_url_is(tmp_path, monkeypatch, error):
+    """Lustre often is one. A lock that fails for another reason is no leave to go on."""
+
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder, told = locate(tmp_path), []
+    for block in (working(folder), exclusively(folder, "training in")):
+        with nullcontext() if error == errno.ENOSYS else pytest.raises(OSError, match=os.strerror(error)), block:
+            wait_for_workers(folder, told.append)
+    assert told == []

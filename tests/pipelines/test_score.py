@@ -11,10 +11,12 @@ import pytest
 
 from msrcnn.errors import InputError
 from pipelines.export import export
+from pipelines.options import EvaluateConfig
 from pipelines.rescore import rescore
 from pipelines.scoring import categories_of, join, score_part, summarise
 from pipelines.scoring_options import ExportConfig, RescoreConfig, ScoreConfig
 from pipelines.storage import locate
+from tests.evaluations import write_model
 from tests.object_store import object_store
 from tests.stored_scenes import write_detections, write_shards
 
@@ -89,6 +91,28 @@ def test_what_score_refuses_before_it_starts(config, tmp_path):
     with pytest.raises(InputError, match="is not empty"):
         score(replace(config, out=tmp_path / "full"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.usefixtures("stored")
+def test_ctrl_c_is_no_failure_in_mlflow(config, tmp_path, monkeypatch, error):
+    from mlflow import MlflowClient
+
+    from pipelines import evaluate, score
+
+    def interrupted(*_):
+        raise error
+
+    write_model(tmp_path / "model.pt", tmp_path / "shards")
+    again = EvaluateConfig(tmp_path / "model.pt", tmp_path / "shards", tmp_path / "again", tracking=config.tracking)
+    for stage, verb, options in ((score, score.score, config), (evaluate, evaluate.evaluate, again)):
+        monkeypatch.setattr(stage, "connect", interrupted)
+        with pytest.raises(error):
+            verb(options, lambda _: None)
+    client = MlflowClient(config.tracking)
+    runs = client.search_runs([client.get_experiment_by_name("msrcnn").experiment_id])
+    assert {run.info.run_name for run in runs} == {"score out", "evaluate again"}
+    assert {run.info.status for run in runs} == {"KILLED" if error is KeyboardInterrupt else "FAILED"}
 
 
 def test_other_fusions_from_the_same_rows(tmp_path, stored):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from msrcnn.weights import save_model
 from pipelines import train_setup
 from pipelines.job import Job
 from pipelines.options import TrainConfig
-from pipelines.train_setup import initial_model, pretrained_model
+from pipelines.train_setup import check_resources, initial_model, pretrained_model
 from tests.training_runs import SMALL
 
 CATEGORIES = ((1, 1, "disk"), (2, 2, "square"), (3, 3, "star"))
@@ -114,6 +116,29 @@ def test_weights_of_another_depth_are_refused(tmp_path: Path) -> None:
     torch.save({name: tensor for name, tensor in weights.items() if name != "layer1.0.conv1.weight"}, file)
     with pytest.raises(InputError, match=r"lacks backbone\.trunk\.layer1\.0\.conv1\.weight and 0 more"):
         begun(file, replace(deep, backbone="resnet50"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "cpus", "refusal"),
+    [
+        ([4.0, 4.0], "1:8", 4.0, "2 workers of {'CPU': 4.0} leave no CPU for their readers; lower --cpus by 0.2"),
+        ([4.0], "1:8", 4.0, "with their readers they need 4.2 CPU, the Ray cluster has 4;"),
+        ([9.0], "1:20", 0.0, "20 workers of {'CPU': 0.45} leave no CPU for their readers"),
+        ([4.0, 4.0], "1:8", 3.8, None),
+        ([4.0, 4.0], "1:1", 4.0, None),  # no more than were asked for
+        ([4.0, 4.0, 0.2], "1:8", 4.0, None),
+        ([33.0, 0.2], "30", 1.1, None),  # in floating point 29
+        ([3.0, 3.0], "1:2", 3.5, "nodes have too little each for {'CPU': 3.5} a worker and their readers"),
+    ],
+)
+def test_workers_and_their_readers_are_counted_by_node(monkeypatch, nodes, workers, cpus, refusal):
+    """An elastic group takes all that the nodes hold: without a place for readers its first step never comes."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": sum(nodes)})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in nodes])
+    solver = replace(SolverConfig(), batch=64)
+    config = TrainConfig("shards", "run", workers=workers, cpus=cpus, solver=solver)
+    with pytest.raises(InputError, match=re.escape(refusal)) if refusal else nullcontext():
+        check_resources(config)
 
 
 @pytest.mark.parametrize(
