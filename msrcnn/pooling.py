@@ -99,6 +99,7 @@ class PyramidPooler:
         Returns:
             [N, C, size, size].
         """
+        boxes = torch.nan_to_num(boxes)  # RoIAlign would read wherever a box that is no number leads
         level = roi_level(boxes, self.first, self.last)  # [N]
         scaled = boxes * torch.exp2(-level.to(boxes.dtype))[:, None]
         x = y = torch.zeros_like(scaled[:, 0])  # [N]
