@@ -24,10 +24,22 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 def make_norm(name: str) -> Callable[[int], nn.Module]:
     """The normalisation layer called `name` in the configuration, as a function of its channels."""
     if name == "frozen_bn":
-        return FrozenBatchNorm2d
+        return FrozenBatchNorm
     if name == "sync_bn":
         return nn.BatchNorm2d
     return lambda channels: nn.GroupNorm(32, channels)
+
+
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, whose output has its input's type.
+
+    Under autocast torchvision's gives float32, being float32 itself: each activation is then kept for the backward pass
+    twice, as float32 by ReLU and as bfloat16 by the next convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W], of any type, computed in float32."""
+        return super().forward(x).to(x.dtype)
 
 
 class DeformableConv2d(DeformConv2d):

@@ -15,7 +15,9 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 """Largest log width or height ratio that a delta may ask for: keeps exp() finite."""
 
 FIXPOINT_PASSES = 32
-"""Passes of the fixed-shape NMS. It is exact once a pass changes nothing: 7-8 passes on 2000 boxes."""
+"""Passes of the fixed-shape NMS. It is exact once a pass changes nothing: 3 to 11 on what networks give. Even, so that
+where a longer chain is left unsettled a box too many is kept and none too few. Whether one is would have to be asked of
+the device, which waits for it; scores that slope smoothly over a whole level want up to 61."""
 FIXPOINT_BLOCK = 2048
 """Boxes of the fixed-shape NMS that are settled at once: bounds its memory, not its result."""
 
@@ -113,8 +115,9 @@ def nms_fixpoint(
     """`nms_keep` without a synchronisation or a data-dependent shape: keep = no *kept* better box overlaps.
 
     Repeated from "all kept", each pass settles at least one more link of every suppression chain, so it is exact
-    once the number of passes reaches the longest chain. Blocks of boxes are settled best first: what a kept box of an
-    earlier block overlaps is out, the rest is the fixpoint's.
+    once the number of passes reaches the longest chain. Before that passes err in turn: after an even one the kept
+    boxes of a block include all that belong there, after an odd one they are among these. Blocks are settled best
+    first: what a kept box of an earlier block overlaps is out, the rest is the fixpoint's.
     """
     kept = taking_part[:, :0]
     for start in range(0, boxes.shape[1], block):

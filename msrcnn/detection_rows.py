@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from msrcnn.errors import InputError
 from msrcnn.masks import paste_and_encode
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Batch, Detections
@@ -22,11 +23,15 @@ def detection_rows(
     Args:
         batch, found, images: what the detector was given, what it found, and the images' ids and sizes.
         min_score: the least mask score of a detection, masks below it are not pasted; absent, all are kept.
+
+    Raises:
+        InputError: a box or score is not finite.
     """
     found = found.to("cpu")
     scores = found.mask_scores
     rows: list[list[dict[str, Any]]] = []
     for b, truth in enumerate(images):
+        _check_finite(found, b, truth.image_id)
         common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
         valid = found.valid[b] if min_score is None else found.valid[b] & (scores[b] >= float(min_score))  # [D]
         boxes = found.boxes[b, valid] / batch.scales[b].flip(0).repeat(2)  # [n, 4]: divided by x, y, x, y scale
@@ -41,3 +46,12 @@ def detection_rows(
         names = ("category", "bbox", "class_score", "maskiou", "maskious", "mask_score", "rle")
         rows.append([common | dict(zip(names, values, strict=True)) for values in columns] or [common])
     return rows
+
+
+def _check_finite(found: Detections, b: int, image_id: int) -> None:
+    columns = {"boxes": found.boxes, "class_scores": found.class_scores, "maskious": found.maskious,
+               "head_maskious": found.head_maskious}  # fmt: skip
+    for name, column in columns.items():
+        if not column[b, found.valid[b]].isfinite().all():
+            raise InputError(f"image {image_id}: the model gives {name} that are not finite; did training diverge? "
+                             "Give a sound one")  # fmt: skip

@@ -143,7 +143,11 @@ class MaskScoringRCNN(nn.Module):
             features = self.backbone(batch.images, batch.sizes)
             logits, deltas = self.rpn.head(features)
             anchors = self.rpn.anchors(features)
-            proposals = self.rpn.propose(logits, deltas, anchors, batch)
+            limits = self.config.rpn
+            limit = limits.train_proposals if self.rpn.training else limits.test_proposals
+            proposals = tested = self.rpn.propose(logits, deltas, anchors, batch, limit)
+            if self.rpn.training and "detections" in self.config.trained_on:  # those are found as in testing
+                tested = self.rpn.propose(logits, deltas, anchors, batch, limits.test_proposals)
             levels = len(self.config.levels)  # the pooled last level serves the RPN alone
             pooler = PyramidPooler(features[:levels], self.backbone.strides[:levels])
         if not self.training:
@@ -157,7 +161,7 @@ class MaskScoringRCNN(nn.Module):
             of_boxes, shared = self.box_losses(pooler, batch.targets, rois)
             losses |= of_boxes
         # A pass without gradient comes last: what autocast keeps of the weights in the first serves the others.
-        return losses | self.mask_losses(pooler, batch, batch.targets, proposals, rois, shared)
+        return losses | self.mask_losses(pooler, batch, batch.targets, tested, rois, shared)
 
     def roi_features(self, pooler: PyramidPooler, image: Tensor, boxes: Tensor, size: int) -> RoIFeatures:
         """RoI features of boxes [N, 4] in images `image` [N], `size` bins along each side."""

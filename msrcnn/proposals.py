@@ -131,10 +131,12 @@ class RegionProposals(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], batch: Batch
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], batch: Batch, limit: int
     ) -> Proposals:
-        """The best anchors of each level, decoded, clipped, NMS within their level, then the best over all levels."""
-        limit = self.config.train_proposals if self.training else self.config.test_proposals
+        """The best anchors of each level, decoded, clipped, NMS within their level, then the best over all levels.
+
+        `limit` is of the proposals an image, and of the anchors that enter a level's NMS: these times `candidates`.
+        """
         boxes, scores = [], []
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             entering = min(limit * self.config.candidates, logit.shape[1])  # k

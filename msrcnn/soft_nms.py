@@ -59,7 +59,8 @@ def soft_nms(boxes: Tensor, scores: Tensor, config: SelectionConfig) -> Selected
         rivals = boxes[each, label]  # [B, R, 4], the boxes of its class
         overlap = pairwise_iou(box[:, None], rivals).squeeze(1)  # [B, R]
         scores[each, label] = scores[each, label] * decay(overlap, config)
-        scores[each, label, slot] = -1.0  # taken
+        scores.view(images, -1).scatter_(1, index[:, None], -1.0)  # taken; to index by tensors would copy the -1
         picked.append((box, score, label + 1))
     chosen, kept, labels = (torch.stack(column, dim=1) for column in zip(*picked, strict=True))  # [B, D, ...] each
-    return Selected(chosen, kept, labels, kept > config.score_threshold)
+    # A score that is not a number stays valid: rows name its image, where no detections would look like none found.
+    return Selected(chosen, kept, labels, ~(kept <= config.score_threshold))

@@ -123,6 +123,17 @@ def test_fixpoint_is_exact_once_passes_reach_the_chain() -> None:
     assert not torch.equal(nms_fixpoint(boxes, part, 0.5, passes=count // 2), want)
 
 
+def test_a_chain_beyond_the_passes_keeps_boxes_too_many_and_loses_none() -> None:
+    count = 4 * FIXPOINT_PASSES
+    boxes, part = sliding_chain(count), torch.ones(1, count, dtype=torch.bool)
+    want = torch.arange(count)[None] % 2 == 0
+    kept = nms_fixpoint(boxes, part, 0.5)
+    assert torch.equal(kept[:, :FIXPOINT_PASSES], want[:, :FIXPOINT_PASSES])
+    assert kept[want].all()
+    assert int(kept.sum()) > int(want.sum())
+    assert not nms_fixpoint(boxes, part, 0.5, passes=FIXPOINT_PASSES + 1)[~want].any()
+
+
 def rpn_output(stride: int, side: int, cells: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The best 2000 boxes [1, N, 4] of one level of an 800 x 1333 image, and their scores [1, N].
 

@@ -17,7 +17,9 @@ from torch._subclasses import FakeTensorMode
 from msrcnn.boxes import pairwise_iou
 from msrcnn.config import MaskIoUConfig, MaskIoUInput, MaskIoUTarget, SelectionConfig, SelectionMethod
 from msrcnn.data.batching import make_batch
+from msrcnn.detection_rows import detection_rows
 from msrcnn.detector import MaskScoringRCNN
+from msrcnn.errors import InputError
 from msrcnn.maskiou_heads import loss_names
 from msrcnn.proposals import Proposals
 from msrcnn.structures import Batch, Detections
@@ -376,3 +378,18 @@ def test_nothing_found_is_no_error() -> None:
     found = detections_of(model, batch_of("none", training=False))
     assert not found.valid.any()
     assert found.boxes.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "column"),
+    [
+        ("box.score.weight", "class_scores"), ("box.deltas.bias", "boxes"), ("box.fc1.weight", "boxes"),
+        ("rpn.head.deltas.bias", "boxes"), ("maskiou.iou.bias", "maskious"),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite_is_no_empty_image(weight: str, column: str) -> None:
+    """Nor read past the end of a feature map, as RoIAlign does of a box that is no number."""
+    model, batch = make_model(sure=True), batch_of("all", "all", training=False)
+    model.get_parameter(weight).data.fill_(torch.nan)
+    with pytest.raises(InputError, match=rf"image 0: the model gives {column} that are not finite"):
+        detection_rows(batch, detections_of(model, batch), [shape_image(k)[1] for k in range(2)])

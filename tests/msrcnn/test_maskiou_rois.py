@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -155,10 +155,14 @@ def seen(model: MaskScoringRCNN, number: int = 0) -> list[tuple[Tensor, ...]]:
     return inputs
 
 
+@pytest.mark.parametrize("trained", ["all", "maskiou"])
 @pytest.mark.parametrize("change", [{}, C4], ids=["fpn", "c4"])
-def test_detections_in_training_are_those_of_testing(change: dict[str, Any]) -> None:
+def test_detections_in_training_are_those_of_testing(change: Any, trained: Literal["all", "maskiou"]) -> None:
+    """Also where more proposals train the detector than are tested, and more anchors enter their NMS."""
     option = MaskIoUConfig(rois="detections", tau=-1.0, evidence=True)
-    model = make_model(dataclasses.replace(WHOLE, maskiou=option, trained="maskiou", **change), sure=True)
+    few = RPNConfig(samples=64, train_proposals=80, test_proposals=40)
+    config = dataclasses.replace(CONFIG, maskiou=option, trained=trained, **{**change, "rpn": few})
+    model = make_model(config, sure=True)
     inputs = seen(model)
     losses_of(model, batch_of("all", "none"))
     found = detections_of(model, batch_of("all", "none", training=False))

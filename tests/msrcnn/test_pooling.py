@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from msrcnn import pooling
 from msrcnn.pooling import LayOut, PyramidPooler, roi_level
 
 HEIGHT, WIDTH = 128, 192
@@ -68,6 +69,29 @@ def test_equals_torchvision_forward_and_backward(strides: list[int], size: int) 
     (want * weight).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("rois", [1, 7, 30, 31])
+def test_many_rois_are_pooled_in_parts_as_at_once(rois: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also none, and fewer to a call than one has numbers; the gradient too."""
+    strides, boxes = PYRAMIDS["C4, C5"], inner_boxes(30, seed=4)
+    image = torch.arange(len(boxes)) % 2
+    whole, parts = pyramid(strides, 0, True), pyramid(strides, 0, True)
+    want = PyramidPooler(whole, strides)(image, boxes, 7)
+    assert rois * want[0].numel() < pooling.MOST_NUMBERS < 2**31
+    monkeypatch.setattr(pooling, "MOST_NUMBERS", rois * want[0].numel() - (rois == 1))
+    calls: list[int] = []
+    run = pooling.roi_align
+    monkeypatch.setattr(pooling, "roi_align", lambda x, part, *a, **k: calls.append(len(part)) or run(x, part, *a, **k))
+    pooler = PyramidPooler(parts, strides)
+    got = pooler(image, boxes, 7)
+    assert torch.equal(got, want)
+    assert calls == [rois] * (30 // rois) + [30 % rois] * (30 % rois > 0)
+    assert pooler(image[:0], boxes[:0], 7).shape == (0, 3, 7, 7)
+    want.square().sum().backward()
+    got.square().sum().backward()
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("strides", PYRAMIDS.values(), ids=PYRAMIDS.keys())

@@ -125,6 +125,14 @@ def test_weights_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(saved: Path, tmp_path: Path, value: float) -> None:
+    weights = torch.load(saved, weights_only=True)["weights"]
+    weights["box.score.bias"][1] = value
+    with pytest.raises(InputError, match=r"odd\.pt: box\.score\.bias is not finite; did training diverge\?"):
+        load_model(rewrite(saved, tmp_path / "odd.pt", weights=weights))
+
+
 def test_failing_to_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     write_aside(path, {"step": 1})
