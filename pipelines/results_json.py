@@ -30,7 +30,7 @@ from pipelines.storage import Location, open_parquet
 RUN_ROWS = 50_000
 """Rows put aside at a time."""
 CHUNK = 2**22
-EXACT = ("class_score", "maskiou", "mask_score")
+EXACT = ("class_score", "maskiou", "worth", "mask_score")
 """Scores that our own rows hold as float32."""
 
 
