@@ -40,10 +40,10 @@ def detection_rows(
         rles = paste_and_encode(found.masks[b, valid], boxes, truth.height, truth.width)
         columns = zip(
             found.labels[b, valid].tolist(), boxes.tolist(), found.class_scores[b, valid].tolist(),
-            found.maskious[b, valid].tolist(), found.head_maskious[b, valid].tolist(), scores[b, valid].tolist(), rles,
-            strict=True,
+            found.maskious[b, valid].tolist(), found.worths[b, valid].tolist(), found.head_maskious[b, valid].tolist(),
+            scores[b, valid].tolist(), rles, strict=True,
         )  # fmt: skip
-        names = ("category", "bbox", "class_score", "maskiou", "maskious", "mask_score", "rle")
+        names = ("category", "bbox", "class_score", "maskiou", "worth", "maskious", "mask_score", "rle")
         rows.append([common | dict(zip(names, values, strict=True)) for values in columns] or [common])
     return rows
 

@@ -324,18 +324,20 @@ class MaskScoringRCNN(nn.Module):
         side = self.mask.mask_size
         masks = probability.new_zeros(images * slots, side, side).index_copy(0, where, probability)
         if self.maskiou is None:  # a mask score is then the class score
-            maskious = torch.ones_like(selected.scores)[..., None]  # [B, D, 1]
+            said = torch.ones_like(selected.scores)[..., None].expand(-1, -1, 2)  # [B, D, 2]
         else:
             inputs = self.head_inputs(pooler, found, scores, batch, True)
-            iou = maskious_of(self.config, self.maskiou_heads(), inputs, found.rois.labels)  # [N, 1 + V]
-            maskious = iou.new_zeros(images * slots, iou.shape[1]).index_copy(0, where, iou)
-            maskious = maskious.view(images, slots, -1)  # [B * D, 1 + V] -> [B, D, 1 + V]
+            maskious, worths = maskious_of(self.config, self.maskiou_heads(), inputs, found.rois.labels)
+            values = torch.cat([maskious[:, None], worths], dim=1)  # [N], [N, 1 + V] -> [N, 2 + V]
+            said = values.new_zeros(images * slots, values.shape[1]).index_copy(0, where, values)
+            said = said.view(images, slots, -1)  # [B * D, 2 + V] -> [B, D, 2 + V]
         return Detections(
             selected.boxes,
             selected.labels,
             selected.scores,
-            maskious[..., 0],
-            maskious[..., 1:],
+            said[..., 0],
+            said[..., 1],
+            said[..., 2:],
             masks.view(images, slots, side, side),  # [B * D, M, M] -> [B, D, M, M]
             selected.valid,
         )

@@ -6,6 +6,7 @@ Imports no torch, as `msrcnn.config`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -73,11 +74,12 @@ class MaskIoUConfig:
     """let the first fully connected layer also see five numbers: mean foreground probability and sharpness of the mask,
     class score, the box's share of the image, and overlap with better detections"""
     goal: MaskIoUGoal = "maskiou"
-    """what stands for the MaskIoU in the mask score. maskiou: the predicted MaskIoU; ap: what the detection is worth to
+    """what mask scores multiply class scores by. maskiou: the predicted MaskIoU; ap: what the detection is worth to
     AP, which a small network learns from that, class score and the numbers of `evidence`; wants rois=detections,
     tau=-1 and loss=bce"""
     power: float = 1.0
-    """with goal=ap the mask score is class score x worth^power; training does not depend on it"""
+    """the mask score is class score x MaskIoU^power, or x worth^power with goal=ap; 0 ranks as Mask R-CNN does. Nothing
+    that trains depends on it"""
 
     def __post_init__(self) -> None:
         inputs = (*get_args(MaskIoUInput), "none")
@@ -92,9 +94,7 @@ class MaskIoUConfig:
         detections = (self.rois, self.tau, self.loss, self.learns) == ("detections", -1, "bce", True)
         require(self.goal == "maskiou" or detections, "maskiou.goal", self.goal,
                 "maskiou without a head and without rois=detections, tau=-1 and loss=bce")  # fmt: skip
-        require(self.power > 0, "maskiou.power", self.power, "above 0")
-        require(self.power == 1 or self.goal == "ap", "maskiou.power", self.power,
-                "1 without maskiou.goal=ap; `msrcnn rescore` ranks by powers of a predicted MaskIoU")  # fmt: skip
+        require(0 <= self.power < math.inf, "maskiou.power", self.power, "0 or more")
 
     @property
     def learns(self) -> bool:

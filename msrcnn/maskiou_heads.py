@@ -81,23 +81,31 @@ def make_heads(config: ModelConfig, features: int, mask_size: int) -> list[AnyHe
     return [make(main), *made]
 
 
-def maskious_of(config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInputs, labels: Tensor) -> Tensor:
-    """What each head predicts for the own class of N RoIs, float [N, heads]: MaskIoU, or worth^power with goal=ap.
+def maskious_of(
+    config: ModelConfig, heads: Sequence[AnyHead], inputs: HeadInputs, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What heads predict for the own class of N RoIs.
 
     Args:
         config: of the detector.
         heads: its heads.
         inputs: of the RoIs.
         labels: int64 [N], 1..K; 0 in a slot that holds no RoI.
+
+    Returns:
+        The first head's MaskIoU, float [N]; and what stands for it in the mask scores of each head, float [N, heads]:
+        MaskIoU^power, a negative one taken as 0 unless the power is 1, or worth^power with goal=ap.
     """
     inputs = inputs.apart()
     channel = (labels - 1).clamp(min=0)[:, None]  # [N, 1]
-    found = []
+    maskious, worths = [], []
     for of_head, head in zip(config.all_heads, heads, strict=True):
-        values = _worth(head, _outputs(head, inputs), inputs).float().gather(1, channel)
-        values = values.sigmoid() if of_head.loss == "bce" and of_head.learns else values
-        found.append(values if of_head.power == 1 else values**of_head.power)
-    return torch.cat(found, dim=1)  # [N, 1] each -> [N, heads]
+        output = _outputs(head, inputs)
+        both = [values.float().gather(1, channel) for values in (output, _worth(head, output, inputs))]
+        maskiou, worth = (v.sigmoid() if of_head.loss == "bce" and of_head.learns else v for v in both)
+        maskious.append(maskiou)
+        worths.append(worth if of_head.power == 1 else worth.clamp(min=0) ** of_head.power)
+    return maskious[0].squeeze(1), torch.cat(worths, dim=1)  # [N, 1] -> [N]; [N, 1] each -> [N, heads]
 
 
 def head_losses(config: ModelConfig, heads: Sequence[AnyHead], sets: Mapping[RoIKind, RoISet]) -> dict[str, Tensor]:

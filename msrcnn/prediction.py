@@ -42,6 +42,7 @@ class Detection:
     box: list[float]  # x0, y0, x1, y1 in pixels
     class_score: float
     maskiou: float
+    worth: float
     mask_score: float
     rle: bytes
 
@@ -58,7 +59,8 @@ class Prediction:
     names: tuple[str, ...]  # N names of categories
     class_scores: npt.NDArray[np.float32]  # [N], after SoftNMS: what ranks boxes
     maskious: npt.NDArray[np.float32]  # [N], predicted MaskIoU, not clamped
-    mask_scores: npt.NDArray[np.float32]  # [N], class score x predicted MaskIoU: what ranks masks
+    worths: npt.NDArray[np.float32]  # [N], MaskIoU^power, or worth to AP^power: `maskious` in the paper
+    mask_scores: npt.NDArray[np.float32]  # [N], class score x worth: what ranks masks
     rles: tuple[bytes, ...]  # N COCO compressed counts of the [height, width] mask
 
     def __len__(self) -> int:
@@ -69,14 +71,15 @@ class Prediction:
         count = int((self.mask_scores >= float(score)).sum())  # compared as float32, as `detection_rows` does
         return Prediction(
             self.image, self.height, self.width, self.boxes[:count], self.category_ids[:count], self.names[:count],
-            self.class_scores[:count], self.maskious[:count], self.mask_scores[:count], self.rles[:count],
+            self.class_scores[:count], self.maskious[:count], self.worths[:count], self.mask_scores[:count],
+            self.rles[:count],
         )  # fmt: skip
 
     def detections(self) -> Iterator[Detection]:
         """One after the other, the best mask score first; a float32 is the same number as a float."""
         columns = zip(
             self.category_ids.tolist(), self.names, self.boxes.tolist(), self.class_scores.tolist(),
-            self.maskious.tolist(), self.mask_scores.tolist(), self.rles, strict=True,
+            self.maskious.tolist(), self.worths.tolist(), self.mask_scores.tolist(), self.rles, strict=True,
         )  # fmt: skip
         return (Detection(*values) for values in columns)
 
@@ -100,7 +103,9 @@ class Prediction:
         return rings
 
     def coco(self, image_id: int, polygons: bool = False) -> list[dict[str, Any]]:
-        """As COCO results, ranked by mask score, with `class_score`, `maskiou` and `bbox` (x, y, width, height) beside.
+        """As COCO results, ranked by mask score.
+
+        Beside stand `class_score`, `maskiou`, `worth` and `bbox` (x, y, width, height).
 
         Args:
             image_id: of the image in an annotation file.
@@ -115,7 +120,7 @@ class Prediction:
             {
                 "image_id": image_id, "category_id": one.category_id, "segmentation": shape,
                 "bbox": [x0, y0, x1 - x0, y1 - y0], "score": one.mask_score, "class_score": one.class_score,
-                "maskiou": one.maskiou,
+                "maskiou": one.maskiou, "worth": one.worth,
             }
             for one, shape in zip(self.detections(), shapes, strict=True)
             for x0, y0, x1, y1 in [one.box]
@@ -241,5 +246,6 @@ def _prediction(name: str, truth: ImageTruth, rows: list[dict[str, Any]], model:
         column("bbox").reshape(-1, 4),  # [N, 4], of no rows [0] -> [0, 4]
         np.array([source[row["category"]][0] for row in rows], np.int64),
         tuple(source[row["category"]][1] for row in rows),
-        column("class_score"), column("maskiou"), column("mask_score"), tuple(row["rle"] for row in rows),
+        column("class_score"), column("maskiou"), column("worth"), column("mask_score"),
+        tuple(row["rle"] for row in rows),
     )  # fmt: skip

@@ -62,11 +62,14 @@ class ImageDetections:
     maskious: npt.NDArray[np.float32]  # [D], predicted MaskIoU of the predicted class, not clamped
     rles: list[bytes]  # D COCO compressed counts of the image's [height, width] mask
     head_maskious: npt.NDArray[np.float32] | None = None  # [D, V], those of further MaskIoU heads; None: there are none
+    worths: npt.NDArray[np.float32] | None = None  # [D], what mask scores multiply class scores by; None: `maskious`
 
     def __post_init__(self) -> None:
         scores = {"class_scores": self.class_scores, "maskious": self.maskious}
         if self.head_maskious is not None:
             scores["head_maskious"] = self.head_maskious
+        if self.worths is not None:
+            scores["worths"] = self.worths
         columns: dict[str, Sized] = {**scores, "rles": self.rles}
         _check_columns("detections", self.image_id, len(self.categories), self.boxes, columns)
         for name, column in scores.items():
@@ -78,9 +81,14 @@ class ImageDetections:
                 )
 
     @property
+    def factors(self) -> npt.NDArray[np.float32]:
+        """What mask scores multiply class scores by, [D]."""
+        return self.maskious if self.worths is None else self.worths
+
+    @property
     def mask_scores(self) -> npt.NDArray[np.float32]:
-        """Class score times predicted MaskIoU, float32 [D] like the stored column (section 3.1)."""
-        return self.class_scores * self.maskious
+        """What ranks masks, float32 [D] like the stored column; class score x predicted MaskIoU in the paper."""
+        return self.class_scores * self.factors
 
     @property
     def heads(self) -> int:
@@ -90,7 +98,7 @@ class ImageDetections:
     def of_head(self, number: int) -> ImageDetections:
         """The detections as a detector with this further head alone gives them; heads count from 0."""
         assert self.head_maskious is not None
-        return replace(self, maskious=self.head_maskious[:, number], head_maskious=None)
+        return replace(self, maskious=self.head_maskious[:, number], worths=None, head_maskious=None)
 
 
 def _check_columns(

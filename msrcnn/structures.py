@@ -97,6 +97,7 @@ class Detections:
     labels: Tensor  # int64 [B, D]: category 1..C
     class_scores: Tensor  # float [B, D], after SoftNMS: what boxes are ranked by
     maskious: Tensor  # float [B, D]: predicted MaskIoU of the predicted class, not clamped; 1 without a MaskIoU head
+    worths: Tensor  # float [B, D]: what mask scores multiply class scores by: MaskIoU^power, with goal=ap worth^power
     head_maskious: Tensor  # float [B, D, V]: the same of each further MaskIoU head, in the order of `ModelConfig.heads`
     masks: Tensor  # float [B, D, M, M]: foreground probability of the predicted class inside the box
     valid: Tensor  # bool [B, D]
@@ -107,5 +108,5 @@ class Detections:
 
     @property
     def mask_scores(self) -> Tensor:
-        """What masks are ranked by: class score x predicted MaskIoU (the paper, section 3.1), float [B, D]."""
-        return self.class_scores * self.maskious
+        """What masks are ranked by, float [B, D]: class score x predicted MaskIoU in the paper (section 3.1)."""
+        return self.class_scores * self.worths

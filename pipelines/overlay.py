@@ -91,7 +91,7 @@ def _texts(found: Prediction, place: int, name: str) -> Iterator[tuple[str, bool
     """What a label may say, the longest first, and whether it is too long for a smaller mask."""
     score = f"{found.mask_scores[place]:.2f}"
     named = f"{name} {score}" if name else score
-    yield f"{named} = {found.class_scores[place]:.2f} x {found.maskious[place]:.2f}", True
+    yield f"{named} = {found.class_scores[place]:.2f} x {found.worths[place]:.2f}", True
     yield named, False
     yield score, False
 

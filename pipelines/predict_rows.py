@@ -61,7 +61,8 @@ class Rows:
         self._rows += [
             common | {
                 "category_id": one.category_id, "category": one.category, "bbox": one.box,
-                "class_score": one.class_score, "maskiou": one.maskiou, "mask_score": one.mask_score, "rle": one.rle,
+                "class_score": one.class_score, "maskiou": one.maskiou, "worth": one.worth,
+                "mask_score": one.mask_score, "rle": one.rle,
             }
             for one in found.detections()
         ] or [common]  # fmt: skip
@@ -185,5 +186,5 @@ def _result(row: dict[str, Any]) -> dict[str, Any]:
         "image_id": row["image_id"], "category_id": row["category_id"],
         "segmentation": {"size": [row["height"], row["width"]], "counts": row["rle"].decode("ascii")},
         "bbox": [x0, y0, x1 - x0, y1 - y0], "score": row["mask_score"], "class_score": row["class_score"],
-        "maskiou": row["maskiou"],
+        "maskiou": row["maskiou"], "worth": row["worth"],
     }  # fmt: skip

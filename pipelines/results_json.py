@@ -29,7 +29,7 @@ from pipelines.storage import Location, explained, sha256_of
 
 RUN_ROWS = 50_000
 """Rows put aside at a time."""
-EXACT = ("class_score", "maskiou", "mask_score")
+EXACT = ("class_score", "maskiou", "worth", "mask_score")
 """Scores that our own rows hold as float32."""
 
 

@@ -43,8 +43,9 @@ DETECTION_ROW = pa.schema(
         ("bbox", pa.list_(pa.float32())),  # x0, y0, x1, y1 in image pixels; Parquet loses nulls of fixed-size lists
         ("class_score", pa.float32()),  # after SoftNMS; ranks boxes
         ("maskiou", pa.float32()),  # the predicted MaskIoU of the predicted class, not clamped
-        ("maskious", pa.list_(pa.float32())),  # the same of each head of `ModelConfig.heads`; empty or null without
-        ("mask_score", pa.float32()),  # class_score * maskiou; ranks masks
+        ("worth", pa.float32()),  # maskiou^power, with goal=ap worth^power; null: maskiou, as of other detectors
+        ("maskious", pa.list_(pa.float32())),  # worth of each head of `ModelConfig.heads`; empty or null without
+        ("mask_score", pa.float32()),  # class_score * worth; ranks masks
         ("rle", pa.binary()),  # COCO compressed counts of the [height, width] mask
         ("error", pa.string()),  # why the image could not be processed; null otherwise
         ("model", pa.string()),  # the first 12 hex digits of the model file's SHA-256
@@ -63,7 +64,10 @@ PREDICTION_ROW = pa.schema(
         ("width", pa.int32()),
         ("category_id", pa.int64()),  # as in the annotation file that the model was trained with; null as `category`
         ("category", pa.string()),  # its name; null on the one row of an image without detections
-        *(DETECTION_ROW.field(n) for n in ("bbox", "class_score", "maskiou", "mask_score", "rle", "error", "model")),
+        *(
+            DETECTION_ROW.field(name)
+            for name in ("bbox", "class_score", "maskiou", "worth", "mask_score", "rle", "error", "model")
+        ),
     ]
 )
 

@@ -147,7 +147,7 @@ def _scored(
     ap.update(truths, list(found.values()), true)
     quality.update(
         _joined(d.maskious for d in found.values()), _joined(d.class_scores for d in found.values()),
-        _joined(true.values()),
+        _joined(true.values()), _joined(d.factors for d in found.values()),
     )  # fmt: skip
     detections = [len(d.categories) for d in found.values()]
     empty = detections.count(0)

@@ -63,7 +63,8 @@ class ExportConfig:
     out: str | Path
     """folder for the files, made if absent; a local path or a URL"""
     score: Literal["mask", "class"] = "mask"
-    """what ranks the masks in segm.json: class score x predicted MaskIoU, or the class score"""
+    """what ranks the masks in segm.json: the mask score (class score x predicted MaskIoU, or x `worth`), or the class
+    score"""
     test_dev: str = ""
     """also write the archive that COCO's server takes for test-dev2017, under this name of the method:
     detections_test-dev2017_NAME_results.zip, the masks"""

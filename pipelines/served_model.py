@@ -26,8 +26,8 @@ IMAGE = "image"
 """The column of encoded images in what is asked; in what is answered, the position of the image's row."""
 TYPES: dict[str, str] = {
     IMAGE: "int64", "category_id": "int64", "category": "object", "x0": "float64", "y0": "float64", "x1": "float64",
-    "y1": "float64", "class_score": "float64", "maskiou": "float64", "mask_score": "float64", "height": "int64",
-    "width": "int64", "rle": "object",
+    "y1": "float64", "class_score": "float64", "maskiou": "float64", "worth": "float64", "mask_score": "float64",
+    "height": "int64", "width": "int64", "rle": "object",
 }  # fmt: skip
 """The columns of the answer; one row a detection, best mask score first in each image."""
 MIN_SCORE = "min_score"
@@ -78,7 +78,7 @@ def detection_columns(row: int, found: Prediction) -> list[dict[str, Any]]:
         {
             IMAGE: row, "category_id": one.category_id, "category": one.category,
             **dict(zip(("x0", "y0", "x1", "y1"), one.box, strict=True)),
-            "class_score": one.class_score, "maskiou": one.maskiou, "mask_score": one.mask_score,
+            "class_score": one.class_score, "maskiou": one.maskiou, "worth": one.worth, "mask_score": one.mask_score,
             "height": found.height, "width": found.width, "rle": one.rle.decode("ascii"),
         }
         for one in found.detections()

@@ -138,7 +138,7 @@ def described(found: Prediction, wanted: Wanted) -> dict[str, Any]:
     detections = [
         {
             "category_id": one.category_id, "category": one.category, "box": one.box, "class_score": one.class_score,
-            "maskiou": one.maskiou, "mask_score": one.mask_score, **mask,
+            "maskiou": one.maskiou, "worth": one.worth, "mask_score": one.mask_score, **mask,
         }
         for one, mask in zip(found.detections(), masks, strict=True)
     ]  # fmt: skip

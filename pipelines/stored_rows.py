@@ -58,19 +58,31 @@ def images_of(table: pa.Table) -> dict[int, ImageDetections]:
     bounds = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist(), len(ids)] if len(ids) else []
     categories, scores = rows["category"].to_numpy().astype(np.int32), rows["class_score"].to_numpy()
     maskious, rles = rows["maskiou"].to_numpy(), rows["rle"].to_pylist()
+    worths = maskious  # rows of version 1 have no others
+    if "worth" in rows.column_names:
+        worths = pc.coalesce(rows["worth"], rows["maskiou"]).to_numpy()
     flat = pc.list_flatten(rows["bbox"]).to_numpy()
     if len(flat) != 4 * len(ids):
         raise InputError("detection rows: a box does not have 4 sides; detect again")
     boxes = flat.reshape(-1, 4)  # [4 * D] -> [D, 4]
     heads = _head_maskious(rows)
     found = {
-        image_id: ImageDetections(image_id, categories[:0], boxes[:0], scores[:0], maskious[:0], [], heads[:0])
+        image_id: ImageDetections(
+            image_id, categories[:0], boxes[:0], scores[:0], maskious[:0], [], heads[:0], worths[:0]
+        )
         for image_id in pc.unique(whole["image_id"]).to_pylist()
     }
     for start, end in pairwise(bounds):
         image_id, part = int(ids[start]), slice(start, end)
         found[image_id] = ImageDetections(
-            image_id, categories[part], boxes[part], scores[part], maskious[part], rles[part], heads[part]
+            image_id,
+            categories[part],
+            boxes[part],
+            scores[part],
+            maskious[part],
+            rles[part],
+            heads[part],
+            worths[part],
         )
     return found
 

@@ -76,7 +76,8 @@ def assert_same(rows: list[dict[str, Any]], found: Prediction) -> None:
     for name, values in (
         ("category_id", found.category_ids.tolist()), ("category", list(found.names)),
         ("class_score", found.class_scores.tolist()), ("maskiou", found.maskious.tolist()),
-        ("mask_score", found.mask_scores.tolist()), ("bbox", found.boxes.tolist()), ("rle", list(found.rles)),
+        ("worth", found.worths.tolist()), ("mask_score", found.mask_scores.tolist()),
+        ("bbox", found.boxes.tolist()), ("rle", list(found.rles)),
     ):  # fmt: skip
         assert [row[name] for row in rows] == values, name
 

@@ -83,5 +83,6 @@ def same(found: Prediction, rows: Sequence[Mapping[str, Any]]) -> bool:
         and np.array_equal(numbers("box").reshape(-1, 4), found.boxes)  # [N, 4], of no rows [0] -> [0, 4]
         and np.array_equal(numbers("class_score"), found.class_scores)
         and np.array_equal(numbers("maskiou"), found.maskious)
+        and np.array_equal(numbers("worth"), found.worths)
         and np.array_equal(numbers("mask_score"), found.mask_scores)
     )

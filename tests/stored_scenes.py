@@ -38,10 +38,12 @@ def result_rows(truth: ImageTruth, found: ImageDetections | None) -> list[dict[s
     common = {"image_id": truth.image_id, "height": truth.height, "width": truth.width}
     if found is None:
         return [common | {"error": FAILED.format(truth.image_id)}]
-    names = ("category", "bbox", "class_score", "maskiou", "maskious", "mask_score", "rle")
-    of_heads = [None] * len(found.rles) if found.head_maskious is None else found.head_maskious.tolist()
+    names = ("category", "bbox", "class_score", "maskiou", "worth", "maskious", "mask_score", "rle")
+    none = [None] * len(found.rles)
+    of_heads = none if found.head_maskious is None else found.head_maskious.tolist()
+    worths = none if found.worths is None else found.worths
     columns = zip(
-        found.categories.tolist(), found.boxes.tolist(), found.class_scores, found.maskious, of_heads,
+        found.categories.tolist(), found.boxes.tolist(), found.class_scores, found.maskious, worths, of_heads,
         found.mask_scores, found.rles, strict=True,
     )  # fmt: skip
     return [common | dict(zip(names, values, strict=True)) for values in columns] or [common]

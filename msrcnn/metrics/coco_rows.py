@@ -108,7 +108,7 @@ def detection_dicts(
     scores = {
         "class": found.class_scores.tolist(),
         "mask": found.mask_scores.tolist(),
-        "oracle": oracle_scores(found.class_scores, found.maskious, true).tolist(),
+        "oracle": oracle_scores(found.class_scores, found.factors, true).tolist(),
     }
     masks = mask_dicts(truth.image_id, truth.height, truth.width, found.rles)
     common = [{"image_id": truth.image_id, "category_id": int(number)} for number in found.categories]

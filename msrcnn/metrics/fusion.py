@@ -23,6 +23,8 @@ from msrcnn.rows import ImageDetections, ImageTruth
 class Fusion:
     """One way to rank: class score^a * predicted MaskIoU^b, a negative MaskIoU taken as 0.
 
+    Where detections have a `worth`, it takes the MaskIoU's place.
+
     The score is rounded to float32 like the stored mask score, so that (1, 1) ties where that ties.
 
     Raises:
@@ -91,7 +93,7 @@ class FusionSweep:
         return tuple(self._fused(columns, fusion) for fusion in fusions)
 
     def _fused(self, columns: MaskColumns, fusion: Fusion) -> FusedAP:
-        fused = columns.class_scores**fusion.class_power * columns.maskious.clip(0) ** fusion.maskiou_power
+        fused = columns.class_scores**fusion.class_power * columns.factors.clip(0) ** fusion.maskiou_power
         scores = fused.astype(np.float32).astype(np.float64)
         kept = scores >= fusion.threshold
         if fusion.top_k is not None:

@@ -76,7 +76,7 @@ def overlaps(truth: ImageTruth, detections: ImageDetections) -> Overlaps:
     return Overlaps(true, instance, covered)
 
 
-def oracle_scores(class_scores: Floats, maskious: Floats, true: Floats) -> npt.NDArray[np.float64]:
+def oracle_scores(class_scores: Floats, factors: Floats, true: Floats) -> npt.NDArray[np.float64]:
     """Table 7's score: the true MaskIoU in place of the predicted one, where there is a true one.
 
     A detection with true MaskIoU 0 keeps its prediction, so a false positive can still outrank a true one:
@@ -84,13 +84,13 @@ def oracle_scores(class_scores: Floats, maskious: Floats, true: Floats) -> npt.N
 
     Args:
         class_scores: [D] class scores.
-        maskious: [D] predicted MaskIoU.
+        factors: [D] predicted MaskIoU, or what stands for it in mask scores.
         true: [D] from `true_maskiou`.
 
     Returns:
         float64 [D].
     """
-    quality = np.where(true > 0, true, maskious).astype(np.float64)
+    quality = np.where(true > 0, true, factors).astype(np.float64)
     return np.asarray(class_scores, dtype=np.float64) * quality
 
 
@@ -107,7 +107,7 @@ class Agreement:
     maskiou_spearman: float
     class_pearson: float  # class score with the true MaskIoU
     class_spearman: float
-    mask_score_pearson: float  # class score x predicted MaskIoU with the true MaskIoU
+    mask_score_pearson: float  # mask score with the true MaskIoU
     mean_absolute_error: float  # of the predicted MaskIoU
 
 

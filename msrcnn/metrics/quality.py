@@ -112,19 +112,21 @@ class MaskIoUQuality:
         # of an image have one below 0.05 and would share a few cells of an even axis.
         self._by_class = np.zeros((GRID, GRID), dtype=np.int64)
 
-    def update(self, predicted: Floats, class_scores: Floats, true: Floats) -> None:
+    def update(self, predicted: Floats, class_scores: Floats, true: Floats, factors: Floats | None = None) -> None:
         """Adds detections: about 0.1 s a million, and 0.1 ms a call.
 
         Args:
             predicted: [N] predicted MaskIoU, not clamped.
             class_scores: [N] class scores.
             true: [N] from `true_maskiou`.
+            factors: [N], what mask scores multiply class scores by; `predicted` where it is not given.
 
         Raises:
             InputError: the columns differ in length or hold what is not finite. Nothing has been taken then.
         """
-        columns = [np.asarray(x, dtype=np.float64) for x in (predicted, class_scores, true)]
-        names = ("predicted", "class_scores", "true")
+        given = predicted, class_scores, true, predicted if factors is None else factors
+        columns = [np.asarray(x, dtype=np.float64) for x in given]
+        names = ("predicted", "class_scores", "true", "factors")
         for name, column in zip(names, columns, strict=True):
             if column.shape != (len(columns[0]),):
                 raise InputError(f"{name} has shape {column.shape}, expected ({len(columns[0])},) like `predicted`")
@@ -235,9 +237,9 @@ class MaskIoUQuality:
     def _counts(self) -> tuple[npt.NDArray[np.int64], ...]:
         return self._bins, self._reliability, self._by_predicted, self._by_class
 
-    def _add(self, predicted: Floats, class_scores: Floats, true: Floats) -> None:
+    def _add(self, predicted: Floats, class_scores: Floats, true: Floats, factors: Floats) -> None:
         """At most `_CHUNK` rows of float64."""
-        mask_scores = class_scores * predicted
+        mask_scores = class_scores * factors
         columns = np.stack([predicted, class_scores, mask_scores, true])  # [4, n]
         fixed = np.rint(columns.clip(-_LIMIT, _LIMIT) * _ONE).astype(np.int64)  # [4, n]
         matched = true >= MATCHED_IOU

@@ -36,6 +36,7 @@ class MaskColumns:
     category: Ints  # [N], index from 0 into the categories by ascending number
     class_scores: Floats  # [N]
     maskious: Floats  # [N], predicted MaskIoU, not clamped
+    factors: Floats  # [N], what mask scores multiply class scores by
     head_maskious: Floats  # [N, V], those of further MaskIoU heads; V is 0 without
 
 
@@ -47,6 +48,7 @@ class _Found:
     category: Ints  # [D] from 0
     class_scores: npt.NDArray[np.float32]  # [D]
     maskious: npt.NDArray[np.float32]  # [D]
+    factors: npt.NDArray[np.float32]  # [D]
     head_maskious: npt.NDArray[np.float32]  # [D, V]
 
 
@@ -110,7 +112,7 @@ class MaskRankings:
                 self._groups.append(Group(self._rows + rows, overlaps, crowd))
             index = np.searchsorted(self._numbers, found.categories)
             heads = np.zeros((len(index), 0), np.float32) if found.head_maskious is None else found.head_maskious
-            self._found.append(_Found(truth.image_id, index, found.class_scores, found.maskious, heads))
+            self._found.append(_Found(truth.image_id, index, found.class_scores, found.maskious, found.factors, heads))
             self._rows += len(index)
         for truth in truths:
             real = np.searchsorted(self._numbers, truth.categories[~truth.crowd])
@@ -204,7 +206,7 @@ def _overlaps(
 def _columns(image_ids: Ints, found: Sequence[_Found]) -> tuple[MaskColumns, Ints]:
     """The table, and where in it each row went [N] in the order in which they were added."""
     none = np.zeros(0, np.float32)
-    found = found or [_Found(0, np.zeros(0, np.int64), none, none, np.zeros((0, 0), np.float32))]
+    found = found or [_Found(0, np.zeros(0, np.int64), none, none, none, np.zeros((0, 0), np.float32))]
     ids = np.concatenate([np.full(len(f.category), f.image_id, dtype=np.int64) for f in found])  # [N]
     order = np.argsort(ids, kind="stable")
     place = np.empty_like(order)
@@ -215,6 +217,7 @@ def _columns(image_ids: Ints, found: Sequence[_Found]) -> tuple[MaskColumns, Int
         category=np.concatenate([f.category for f in found])[order],
         class_scores=np.concatenate([f.class_scores for f in found])[order].astype(np.float64),
         maskious=np.concatenate([f.maskious for f in found])[order].astype(np.float64),
+        factors=np.concatenate([f.factors for f in found])[order].astype(np.float64),
         head_maskious=np.concatenate([f.head_maskious for f in found])[order].astype(np.float64),
     )
     return columns, place

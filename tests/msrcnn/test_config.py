@@ -48,7 +48,7 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (MaskIoUConfig, "maskiou", "unmatched", ["one", ""]),
     (MaskIoUConfig, "maskiou", "loss", ["l3", "L2"]),
     (MaskIoUConfig, "maskiou", "goal", ["ap", "AP", "score"]),
-    (MaskIoUConfig, "maskiou", "power", [0.0, -1.0, 2.0, NAN]),
+    (MaskIoUConfig, "maskiou", "power", [-1.0, float("inf"), NAN]),
     (MaskIoUConfig, "maskiou", "weight", [-1.0, NAN]),
     (SelectionConfig, "selection", "method", ["soft", "nms"]),
     (SelectionConfig, "selection", "iou_threshold", [0.0, 1.1, NAN]),

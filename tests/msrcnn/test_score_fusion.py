@@ -272,11 +272,41 @@ def test_the_power_is_of_the_worth_in_mask_scores_alone() -> None:
                     for power in (1.0, 4.0))  # fmt: skip
     other.load_state_dict(plain.state_dict())
     found, ranked = (detections_of(model, batch_of("all", training=False)) for model in (plain, other))
-    assert len(found.maskious[found.valid].unique()) > 10
-    torch.testing.assert_close(ranked.maskious[found.valid], found.maskious[found.valid] ** 4)
-    torch.testing.assert_close(ranked.mask_scores, ranked.class_scores * ranked.maskious)
+    assert len(found.worths[found.valid].unique()) > 10
+    torch.testing.assert_close(ranked.worths[found.valid], found.worths[found.valid] ** 4)
+    torch.testing.assert_close(ranked.mask_scores, ranked.class_scores * ranked.worths)
+    assert torch.equal(ranked.maskious, found.maskious)
     losses = [losses_of(model, batch_of("all", "all")) for model in (plain, other)]
     assert losses[0] == losses[1]
+
+
+def test_the_maskiou_stays_what_the_head_predicts() -> None:
+    """As without the goal, whatever ranks the masks."""
+    model, plain = pair()
+    torch.nn.init.normal_(model.maskiou.iou.weight, std=5.0)
+    found, wanted = (detections_of(m, batch_of("all", training=False)) for m in (model, alike(plain, model)))
+    assert len(found.maskious[found.valid].unique()) > 10
+    assert torch.equal(found.maskious, wanted.maskious)
+    assert torch.equal(wanted.worths, wanted.maskious)
+    assert not torch.allclose(found.worths[found.valid], found.maskious[found.valid], atol=0.05)
+
+
+def test_a_power_of_the_maskiou_takes_what_is_below_0_as_0() -> None:
+    plain, squared, none = (
+        make_model(dataclasses.replace(CONFIG, maskiou=dataclasses.replace(CONFIG.maskiou, power=power)), sure=True)
+        for power in (1.0, 2.0, 0.0)
+    )
+    with torch.no_grad():
+        plain.maskiou.iou.bias -= detections_of(plain, batch_of("all", training=False)).maskious.mean()
+    squared.load_state_dict(plain.state_dict())
+    none.load_state_dict(plain.state_dict())
+    found, of_square, of_none = (detections_of(m, batch_of("all", training=False)) for m in (plain, squared, none))
+    values = found.maskious[found.valid]
+    assert values.min() < 0 < values.max()
+    assert torch.equal(found.worths, found.maskious)
+    assert torch.equal(of_square.maskious, found.maskious)
+    torch.testing.assert_close(of_square.worths[found.valid], values.clamp(min=0).square())
+    assert torch.equal(of_none.mask_scores[found.valid], found.class_scores[found.valid])
 
 
 def test_the_loss_is_that_without_the_goal_and_the_fusions(known: dict[str, Any]) -> None:

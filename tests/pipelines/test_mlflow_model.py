@@ -100,9 +100,9 @@ def expected_rows(model: torch.nn.Module, position: int, data: bytes, height: in
         x0, y0, x1, y1 = (found.boxes[0, slot] / torch.stack([scale[1], scale[0]] * 2)).tolist()
         box = [min(x0, width), min(y0, height), min(x1, width), min(y1, height)]
         _, source, name = CATEGORIES[int(found.labels[0, slot]) - 1]
-        score, maskiou = float(found.class_scores[0, slot]), float(found.maskious[0, slot])
+        score, maskiou, worth = (float(v[0, slot]) for v in (found.class_scores, found.maskious, found.worths))
         rle = paste_and_encode(found.masks[0, slot][None], torch.tensor([box]), height, width)[0].decode()
-        values = (position, source, name, *box, score, maskiou, score * maskiou, height, width, rle)
+        values = (position, source, name, *box, score, maskiou, worth, score * worth, height, width, rle)
         rows.append(dict(zip(TYPES, values, strict=True)))
     return sorted(rows, key=lambda row: -row["mask_score"])
 

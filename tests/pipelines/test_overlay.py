@@ -21,7 +21,8 @@ def prediction(masks: np.ndarray, categories: list[int], scores: list[float]) ->
     rles = encode_crops(list(masks), [(0, 0)] * count, height, width)
     numbers = np.array(scores, np.float32)
     return Prediction("image", height, width, np.zeros((count, 4), np.float32), np.array(categories), tuple(
-        NAMES[c] for c in categories), numbers, np.ones(count, np.float32), numbers, tuple(rles))  # fmt: skip
+        NAMES[c] for c in categories), numbers, np.full(count, 0.3, np.float32), np.ones(count, np.float32), numbers,
+        tuple(rles))  # fmt: skip
 
 
 def rectangles(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:

@@ -18,7 +18,7 @@ def test_rows_of_a_part_are_written_as_they_come(tmp_path):
     """As of a long video: little is in memory when it is made, and when the parts are joined."""
     frames, each, masks = 150, 100, [b"x" * 1000 + bytes([65 + i % 26]) for i in range(100)]
     found = Prediction("", 10, 10, np.zeros((each, 4), np.float32), np.ones(each, np.int64), ("disk",) * each,
-                       *(np.linspace(1, 0, each, dtype=np.float32) for _ in range(3)), tuple(masks))  # fmt: skip
+                       *(np.linspace(1, 0, each, dtype=np.float32) for _ in range(4)), tuple(masks))  # fmt: skip
     folder, origin = locate(tmp_path / "parts"), Origin("0" * 64, "1" * 64, {})
     folder.make_folder()
     held, base = [], pa.total_allocated_bytes()

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.utils.validation import _validate_metric
 
@@ -14,11 +15,12 @@ from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import METRICS, CocoAP
 from msrcnn.metrics.maskiou import true_maskiou
 from msrcnn.metrics.quality import MaskIoUQuality
-from pipelines.detection_parts import read_parts
+from pipelines.detection_parts import META, key_of, part_name, prepare, read_parts
 from pipelines.parquet import open_parquet
 from pipelines.reading import row_groups
 from pipelines.schema import DETECTION_ROW
 from pipelines.scoring import categories_of, join, score_all, score_part, summarise, summary_metrics
+from pipelines.storage import locate
 from pipelines.stored_rows import images_of
 from pipelines.summary_table import summary_lines
 from tests.reference import reference_scenes
@@ -126,6 +128,52 @@ def test_parts_of_other_shards_or_an_incomplete_folder_are_refused(tmp_path, sto
     (detections.folder / "part-00001-0000.parquet").write((detections.folder / "part-00000-0000.parquet").read())
     with pytest.raises(InputError, match=r"part-00001-0000.*: image \d is not in the shards' row group"):
         score_part(groups[2], detections.folder, categories_of(manifest))
+
+
+def test_worth_ranks_and_the_maskiou_is_compared_with_the_true_one(tmp_path, scenes):
+    """AP is that of a detector whose MaskIoU is the worth; agreement, and calibration of the MaskIoU, that of one whose
+    mask score is of the MaskIoU."""
+    rng = np.random.default_rng(8)
+    worths = {s.truth.image_id: rng.random(len(s.detections.rles)).astype(np.float32) for s in scenes}
+    kinds = {
+        "both": lambda d: replace(d, worths=worths[d.image_id]),
+        "worth": lambda d: replace(d, maskious=worths[d.image_id]),
+        "maskiou": lambda d: d,
+    }
+    manifest = write_shards(tmp_path / "shards", [s.truth for s in scenes], CATEGORIES, files=2, row_group=2)
+    summaries, folders = {}, {}
+    for kind, change in kinds.items():
+        found = {s.truth.image_id: change(s.detections) for s in scenes}
+        groups, folders[kind] = write_detections(tmp_path / kind, manifest, found)
+        summaries[kind] = summarise("scenes", scored(manifest, groups, folders[kind]), 20, 1)
+    both, worth, maskiou = summaries.values()
+    assert repr(both.ap) == repr(worth.ap) != repr(maskiou.ap)
+    assert repr((both.bins, both.calibration.mask_score)) == repr((worth.bins, worth.calibration.mask_score))
+    assert repr(both.calibration.maskiou) == repr(maskiou.calibration.maskiou) != repr(worth.calibration.maskiou)
+    for name in ("all_detections", "matched"):
+        ours, theirs = (asdict(getattr(s.maskiou, name)) for s in (both, maskiou))
+        assert ours.pop("mask_score_pearson") == getattr(worth.maskiou, name).mask_score_pearson
+        theirs.pop("mask_score_pearson")
+        assert repr(ours) == repr(theirs)
+
+
+def test_rows_from_before_there_was_a_worth_are_read_and_not_added_to(stored, tmp_path):
+    manifest, groups, detections = stored
+    old = tmp_path / "old"
+    old.mkdir()
+    for group in groups:
+        name = part_name(key_of(group))
+        table = open_parquet((detections.folder / name).url).read()
+        meta = json.loads(table.schema.metadata[META])
+        meta["version"] = meta["origin"]["settings"]["rows"] = 1
+        table = table.drop_columns("worth").replace_schema_metadata({META: json.dumps(meta)})
+        pq.write_table(table, old / name)
+    again = read_parts(locate(old), manifest, groups)
+    assert repr(summarise("scenes", scored(manifest, groups, again), 0, 0)) == repr(
+        summarise("scenes", scored(manifest, groups, detections), 0, 0)
+    )
+    with pytest.raises(InputError, match=r"holds detections of something else .*: rows: 1 -> 2\); give"):
+        prepare(locate(old), detections.origin)
 
 
 HEADS = ("input=b", "tau=0.5,weight=2.0")

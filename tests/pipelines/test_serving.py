@@ -68,7 +68,7 @@ def test_least_score_and_polygons(model, url):
     status, answer = ask(f"{url}/detect?polygons=1&min_score={least!r}", data)
     assert status == 200
     assert {*answer["detections"][0]} == {
-        "category_id", "category", "box", "class_score", "maskiou", "mask_score", "polygons",
+        "category_id", "category", "box", "class_score", "maskiou", "worth", "mask_score", "polygons",
     }  # fmt: skip
     rings = [[ring.tolist() for ring in of] for of in fewer.polygons()]
     assert [row["polygons"] for row in answer["detections"]] == rings

@@ -84,6 +84,14 @@ def test_ones_are_the_report_of_the_evaluation(make_scene):
     _same(by_mask, [report.mask_by_mask[name] for name in ("AP", "AP50", "AP75")])
 
 
+def test_a_worth_is_fused_in_the_place_of_the_maskiou(make_scene):
+    truths, detections = crowded(make_scene, 6)
+    with_worths = [replace(d, maskious=d.class_scores, worths=d.maskious) for d in detections]
+    assert _sweep(CATEGORIES, truths, with_worths).evaluate(SETTINGS) == _sweep(
+        CATEGORIES, truths, detections
+    ).evaluate(SETTINGS)
+
+
 def test_the_order_of_the_images_does_not_matter(make_scene):
     """Equal scores are ranked by image id; the scenes' coarse scores have many."""
     truths, detections = crowded(make_scene, 2)
