@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 DETECTIONS = "detections"
 """The folder in that of an evaluation."""
 VERSION = 2
-"""Raised when a detection row's meaning changes. Rows of version 1, in which `maskiou` was what `worth` is now, are
-read, and not added to."""
+"""Raised when a detection row's meaning changes; rows of another version are no detections."""
 PART = re.compile(r"part-(\d{5,})-(\d{4,})\.parquet")
 META = b"msrcnn.detections"
 """The key in a part's Parquet metadata."""
@@ -166,7 +165,7 @@ def read_info(place: Location) -> tuple[Origin, PartInfo] | None:
     """What a part says of itself; None if it is damaged or no part."""
     try:
         meta = json.loads((open_parquet(place).metadata.metadata or {})[META])
-        if meta["version"] not in range(1, VERSION + 1):
+        if meta["version"] != VERSION:
             return None
         return Origin(**meta["origin"]), PartInfo(**meta["part"])
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):

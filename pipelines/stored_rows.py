@@ -58,9 +58,7 @@ def images_of(table: pa.Table) -> dict[int, ImageDetections]:
     bounds = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist(), len(ids)] if len(ids) else []
     categories, scores = rows["category"].to_numpy().astype(np.int32), rows["class_score"].to_numpy()
     maskious, rles = rows["maskiou"].to_numpy(), rows["rle"].to_pylist()
-    worths = maskious  # rows of version 1 have no others
-    if "worth" in rows.column_names:
-        worths = pc.coalesce(rows["worth"], rows["maskiou"]).to_numpy()
+    worths = pc.coalesce(rows["worth"], rows["maskiou"]).to_numpy()  # null in what other detectors found
     flat = pc.list_flatten(rows["bbox"]).to_numpy()
     if len(flat) != 4 * len(ids):
         raise InputError("detection rows: a box does not have 4 sides; detect again")

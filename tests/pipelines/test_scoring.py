@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from mlflow.utils.validation import _validate_metric
 
@@ -15,12 +14,11 @@ from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import METRICS, CocoAP
 from msrcnn.metrics.maskiou import true_maskiou
 from msrcnn.metrics.quality import MaskIoUQuality
-from pipelines.detection_parts import META, key_of, part_name, prepare, read_parts
+from pipelines.detection_parts import read_parts
 from pipelines.parquet import open_parquet
 from pipelines.reading import row_groups
 from pipelines.schema import DETECTION_ROW
 from pipelines.scoring import categories_of, join, score_all, score_part, summarise, summary_metrics
-from pipelines.storage import locate
 from pipelines.stored_rows import images_of
 from pipelines.summary_table import summary_lines
 from tests.reference import reference_scenes
@@ -155,25 +153,6 @@ def test_worth_ranks_and_the_maskiou_is_compared_with_the_true_one(tmp_path, sce
         assert ours.pop("mask_score_pearson") == getattr(worth.maskiou, name).mask_score_pearson
         theirs.pop("mask_score_pearson")
         assert repr(ours) == repr(theirs)
-
-
-def test_rows_from_before_there_was_a_worth_are_read_and_not_added_to(stored, tmp_path):
-    manifest, groups, detections = stored
-    old = tmp_path / "old"
-    old.mkdir()
-    for group in groups:
-        name = part_name(key_of(group))
-        table = open_parquet((detections.folder / name).url).read()
-        meta = json.loads(table.schema.metadata[META])
-        meta["version"] = meta["origin"]["settings"]["rows"] = 1
-        table = table.drop_columns("worth").replace_schema_metadata({META: json.dumps(meta)})
-        pq.write_table(table, old / name)
-    again = read_parts(locate(old), manifest, groups)
-    assert repr(summarise("scenes", scored(manifest, groups, again), 0, 0)) == repr(
-        summarise("scenes", scored(manifest, groups, detections), 0, 0)
-    )
-    with pytest.raises(InputError, match=r"holds detections of something else .*: rows: 1 -> 2\); give"):
-        prepare(locate(old), detections.origin)
 
 
 HEADS = ("input=b", "tau=0.5,weight=2.0")
