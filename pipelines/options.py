@@ -90,8 +90,8 @@ class TrainingOptions:
     """training processes, which share the images of a step: a number, or MIN:MAX to go on with as many as the cluster
     has at the time"""
     images_at_once: int = 0
-    """images that a worker computes at a time, at most, lying and standing ones apart; gradients are accumulated over
-    its share of a step; 0: all of its share, with MIN:MAX workers the share of the most"""
+    """images that a worker computes at a time, at most, landscape and portrait ones apart; gradients are accumulated
+    over its share of a step; 0: all of its share, with MIN:MAX workers the share of the most"""
     gpu: bool = False
     """one GPU a worker"""
     cpus: float = 0.0
