@@ -142,13 +142,14 @@ class TrainConfig(TrainingOptions):
     """start a new run from the weights of another: its run directory, one of its checkpoints or its model file; the
     model must be the same"""
     keep: int = 2
-    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation"""
+    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation, as best.pt"""
     validation: str | Path | None = None
     """shards to evaluate on while training goes on"""
     validate_every: int = 1
     """epochs between evaluations on --validation; the last epoch is always evaluated"""
     register: str = "msrcnn"
-    """name of the finished model in MLflow's registry; not registered if empty"""
+    """name of the finished model in MLflow's registry, and with -best behind it that of the best model by --validation;
+    not registered if empty"""
     max_steps: int | None = None
     """end after this many steps, a checkpoint included"""
 
@@ -171,7 +172,7 @@ class EvaluateConfig(ReportOptions):
     """
 
     model: str | Path
-    """run directory of a finished training, or a model file; a local path or a URL"""
+    """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path or a URL"""
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
     out: str | Path

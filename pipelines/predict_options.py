@@ -24,7 +24,7 @@ class PredictConfig:
     """
 
     model: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="MODEL")]
-    """run directory of a finished training, or a model file; a local path or a URL"""
+    """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path or a URL"""
     images: Annotated[tyro.conf.Positional[tuple[str | Path, ...]], tyro.conf.arg(metavar="IMAGES...")]
     """files, folders (every image below, by its suffix), patterns (*, **, [...], and ? in local ones), videos (by name
     or pattern; needs the extra 'video'); local or URLs (s3://, gs://, whatever fsspec knows)"""
@@ -32,7 +32,8 @@ class PredictConfig:
     """folder for overlays/, detections.parquet, detections.json and images.json; a local path or a URL"""
     min_score: float = 0.5
     """least mask score (class score x predicted MaskIoU) of a detection, in overlays and files alike: 0.5 leaves few
-    false ones, 0.3 finds more, 0 keeps everything"""
+    false ones, 0.3 finds more, 0 keeps everything; of a model of a +ap preset, whose scores are lower, 0.1 keeps as many
+    as 0.5 otherwise"""
     overlays: bool = True
     """draw no overlays"""
     batch: int = 0

@@ -16,8 +16,8 @@ class ServiceOptions:
     """What is served, and by how much; also the arguments of `pipelines.serving:app`."""
 
     model: tyro.conf.Positional[str | Path]
-    """run directory of a finished training, or a model file; a local path, which on a cluster every node must see, or
-    a URL"""
+    """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path, which on a
+    cluster every node must see, or a URL"""
     replicas: str = "1"
     """processes that detect: a number, or MIN:MAX to have as many as the requests that wait ask for"""
     gpu: bool = False

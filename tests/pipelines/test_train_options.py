@@ -1,5 +1,6 @@
 """What a training can be told: parts of a step, where to store, what to begin with, what to evaluate on."""
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -68,7 +69,7 @@ def test_each_epoch_is_evaluated_and_the_best_model_kept(accumulated):
 
 
 def test_numbers_of_evaluations_join_the_mlflow_run(accumulated):
-    config, _ = accumulated
+    config, lines = accumulated
     client = MlflowClient(config.tracking)
     run = json.loads((config.run / "run.json").read_text())["mlflow_run"]
     for name in ("loss/total", "validation/mask_by_mask/AP", "system/worker_memory_megabytes"):
@@ -77,6 +78,11 @@ def test_numbers_of_evaluations_join_the_mlflow_run(accumulated):
     tags = client.get_run(run).data.tags
     assert tags["version/torch"].startswith(torch.__version__.split("+")[0])
     assert {m.name for m in client.search_logged_models([client.get_run(run).info.experiment_id])} == {"model", "best"}
+    for name, file in (("msrcnn", "model.pt"), ("msrcnn-best", "best.pt")):
+        (version,) = client.search_model_versions(f"name = '{name}'")
+        held = client.get_logged_model(version.model_id or version.source.split("/")[-2]).tags["msrcnn.sha256"]
+        assert held == hashlib.sha256((config.run / file).read_bytes()).hexdigest(), name
+    assert lines[-1].endswith(f"{config.run}/model.pt; the best by mask AP on --validation: {config.run}/best.pt")
 
 
 def test_every_epoch_has_each_image_once(accumulated):
