@@ -1,6 +1,5 @@
 """What a training can be told: parts of a step, where to store, what to begin with, what to evaluate on."""
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -78,10 +77,7 @@ def test_numbers_of_evaluations_join_the_mlflow_run(accumulated):
     tags = client.get_run(run).data.tags
     assert tags["version/torch"].startswith(torch.__version__.split("+")[0])
     assert {m.name for m in client.search_logged_models([client.get_run(run).info.experiment_id])} == {"model", "best"}
-    for name, file in (("msrcnn", "model.pt"), ("msrcnn-best", "best.pt")):
-        (version,) = client.search_model_versions(f"name = '{name}'")
-        held = client.get_logged_model(version.model_id or version.source.split("/")[-2]).tags["msrcnn.sha256"]
-        assert held == hashlib.sha256((config.run / file).read_bytes()).hexdigest(), name
+    assert {m.name for m in client.search_registered_models()} == {"msrcnn", "msrcnn-best"}
     assert lines[-1].endswith(f"{config.run}/model.pt; the best by mask AP on --validation: {config.run}/best.pt")
 
 
