@@ -83,7 +83,7 @@ def import_results(
     Raises:
         InputError: the file cannot be used, or the folder holds parts of something else.
     """
-    origin = Origin(_sha256(results), manifest.fingerprint, {"rows": VERSION})
+    origin = Origin(sha256_of_results(results), manifest.fingerprint, {"rows": VERSION})
     done = prepare(folder, origin)
     if len(done) < len(groups):
         images = shard_images(groups)
@@ -218,7 +218,8 @@ def _some(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
 
 
-def _sha256(place: Location) -> str:
+def sha256_of_results(place: Location) -> str:
+    """What stands for the model where detections come from a file of results."""
     checksum = hashlib.sha256()
     try:
         with place.filesystem.open_input_stream(place.path) as stream:

@@ -51,7 +51,7 @@ VERBS = {
     ),
     "score": Verb(
         "compute every number from stored detections or COCO results", "pipelines.scoring_options:ScoreConfig",
-        "pipelines.score:score",
+        "pipelines.score:score_once",
     ),
     "rescore": Verb(
         "mask AP of stored detections under other fusions of scores", "pipelines.scoring_options:RescoreConfig",
