@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -81,8 +82,9 @@ class TrainingOptions:
     """What the verbs that train have in common."""
 
     preset: str = "r18-fpn"
-    """settings to start from, by the paper's name; the options below change single fields. NAME+ap trains a MaskIoU
-    head for AP on a finished detector of that preset (docs/training.md)"""
+    """settings to start from; the options below change single fields. r18-fpn, r50-fpn, r101-fpn, r101-c4,
+    r101-dcn-fpn: the paper's; small, demo: for a laptop. NAME+ap trains a MaskIoU head for AP on a finished detector of
+    that preset (docs/training.md)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -198,7 +200,7 @@ class EvaluateConfig(ReportOptions):
 class InspectConfig:
     """Count what is in a folder of shards."""
 
-    shards: tyro.conf.Positional[str | Path]
+    shards: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="SHARDS")]
     """folder that `msrcnn shard` made; a local path or a URL"""
     gallery: int = 0
     """draw this many images with their masks on one sheet"""

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from msrcnn.config import require
+from pipelines.option_names import OnUnlessNot
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PredictConfig:
     """least mask score (class score x predicted MaskIoU) of a detection, in overlays and files alike: 0.5 leaves few
     false ones, 0.3 finds more, 0 keeps everything; scores of a model of a +ap preset are lower: 0.1 keeps about as many
     as 0.5 does otherwise"""
-    overlays: bool = True
+    overlays: OnUnlessNot = True
     """draw no overlays"""
     batch: int = 0
     """images a step of the network; 0: 8 on a GPU, 1 on a CPU, which more at a time slow down"""

@@ -26,11 +26,11 @@ from pipelines.tracking import Tracker
 def score_once(config: ScoreConfig, log: Callable[[str], None] = print) -> None:
     """`msrcnn score`: as `score`, but nothing to do where the folder holds what it would compute."""
     out, given = locate(config.out), locate(config.detections)
+    manifest = read_manifest(config.shards)
     is_file = given.size() is not None
     folder = out / DETECTIONS if is_file else folder_of(given)
     held = finished(out, folder)
     if held is not None:
-        manifest = read_manifest(config.shards)
         model = sha256_of_results(given) if is_file else read_parts(folder, manifest, row_groups(manifest)).origin.model
         wanted = {"model_sha256": model, "shards": manifest.fingerprint, "asked": asked(config)}
         if wanted == {name: held.get(name) for name in wanted}:

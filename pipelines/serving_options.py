@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,7 +16,7 @@ from pipelines.options import worker_range
 class ServiceOptions:
     """What is served, and by how much; also the arguments of `pipelines.serving:app`."""
 
-    model: tyro.conf.Positional[str | Path]
+    model: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="MODEL")]
     """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path, which on a
     cluster every node must see, or a URL"""
     replicas: str = "1"
