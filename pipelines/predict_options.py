@@ -29,7 +29,7 @@ class PredictConfig:
     """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path or a URL"""
     images: Annotated[tyro.conf.Positional[tuple[str | Path, ...]], tyro.conf.arg(metavar="IMAGES...")]
     """files, folders (every image below, by its suffix), patterns (*, **, [...], and ? in local ones), videos (by name
-    or pattern; needs the extra 'video'); local or URLs (s3://, gs://, whatever fsspec knows)"""
+    or pattern; needs the package av); local or URLs (s3://, gs://, whatever fsspec knows)"""
     out: str | Path = "predictions"
     """folder for overlays/, detections.parquet, detections.json and images.json; a local path or a URL"""
     min_score: float = 0.5
