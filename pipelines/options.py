@@ -38,7 +38,7 @@ def worker_share(cpus: float, gpu: bool) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Turn COCO annotations and images into Parquet shards. The same command again goes on where it stopped.
+    """Turn COCO annotations and images into Parquet shards. Run again after an interruption, it resumes.
 
     `msrcnn shard --verify --out OUT` instead checks the shards that are there. Annotations, images and out are local
     paths or URLs: s3://, gs://, whatever fsspec knows.
@@ -127,7 +127,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainConfig(TrainingOptions):
-    """Train on shards. The same command again goes on where it stopped."""
+    """Train on shards. Run again after an interruption, it resumes."""
 
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
@@ -170,7 +170,7 @@ class TrainConfig(TrainingOptions):
 class EvaluateConfig(ReportOptions):
     """Detect on shards, store the detections as rows, compute every number from them.
 
-    The same command again, after it was killed, goes on with the images that have no detections yet.
+    Run again after an interruption, it resumes with the images that have no detections yet.
     """
 
     model: str | Path

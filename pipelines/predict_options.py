@@ -20,9 +20,8 @@ class PredictConfig:
     msrcnn predict runs/first photos/ 'more/*.jpg' s3://bucket/folder/ holiday.mp4
 
     Runs in this process, on its GPU if it has one. With --address or --actors it runs as processes of a Ray cluster,
-    which read model and images themselves: paths must then be where every node sees them, or URLs. The same command
-    again, after it was interrupted, goes on where it stopped. The exit code is 1 if more images than --max-failed
-    could not be used.
+    which read model and images themselves: paths must then be where every node sees them, or URLs. Run again after an
+    interruption, it resumes. The exit code is 1 if more images than --max-failed could not be used.
     """
 
     model: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="MODEL")]

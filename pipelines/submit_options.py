@@ -74,7 +74,7 @@ class LogsConfig(ClusterOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig(ClusterOptions):
-    """Stop a job. Submitted again, a training, an evaluation or a sweep goes on where it stopped."""
+    """Stop a job. Submitted again, a training, an evaluation or a sweep resumes."""
 
     job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB")]
     """its id, as `msrcnn jobs` lists it"""

@@ -17,11 +17,11 @@ FROM_SCRATCH = "none"
 
 @dataclass(frozen=True)
 class SweepConfig(TrainingOptions):
-    """Train and evaluate what a space of settings says, and print the table. The same command again goes on.
+    """Train and evaluate what a space of settings says, and print the table.
 
-    Spaces are the paper's tables (table1 to table7, or input_fusion, training_target, tau, backbone, test_dev,
-    oracle), hyperparameters, or TOML files of the same form. --preset, --model, --solver and --data change the settings
-    of every trial that its space does not vary.
+    Run again after an interruption, it resumes. Spaces are the paper's tables (table1 to table7, or input_fusion,
+    training_target, tau, backbone, test_dev, oracle), hyperparameters, or TOML files of the same form. --preset,
+    --model, --solver and --data change the settings of every trial that its space does not vary.
     """
 
     spaces: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SPACES...")]

@@ -42,7 +42,7 @@ VERBS = {
         "pipelines.data:inspect",
     ),
     "train": Verb(
-        "train on shards; the same command again goes on where it stopped", "pipelines.options:TrainConfig",
+        "train on shards; run again after an interruption, it resumes", "pipelines.options:TrainConfig",
         "pipelines.train:train", ("shards", "run"),
     ),
     "evaluate": Verb(
