@@ -113,7 +113,7 @@ def main() -> int:
     data = DataConfig(320, 512) if args.quick else preset.data
     images = 1 if args.quick else args.batch
     rounds = args.rounds or (2 if args.quick else 7)
-    chosen, source = samples(images, args.seed, lying=True)
+    chosen, source = samples(images, args.seed, landscape=True)
     batch = training_batch(chosen, replace(data, flip=False), args.seed).to(args.device)
     model = busy(preset.model, 128 if args.quick else preset.model.roi.samples)
     full, plain = make_models(model, args.seed, args.device)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 HEIGHT, WIDTH = 480, 640
 """Pixels of a drawn image that lies, COCO's most frequent size."""
-STANDING = 4
-"""Every so-manieth drawn image stands where both kinds are wanted, about as in COCO (26%)."""
+PORTRAIT = 4
+"""Every so-manieth drawn image is a portrait one where both kinds are wanted, about as in COCO (26%)."""
 INSTANCES = (4, 11)
 """Instances of a drawn image, COCO's mean of 7.3 between the limits."""
 SIDES = (16.0, 300.0)
@@ -76,24 +76,24 @@ def read_truth(record: ImageRecord, numbers: dict[int, int]) -> ImageTruth:
     )  # fmt: skip
 
 
-def read_samples(images: Path, annotations: Path, most: int, lying: bool) -> list[Sample]:
+def read_samples(images: Path, annotations: Path, most: int, landscape: bool) -> list[Sample]:
     """The first `most` images of a COCO file with at least as many annotations as a drawn image may have.
 
-    `lying`: only such.
+    `landscape`: only images that are wider than high.
     """
     from msrcnn.data.coco import read_coco
 
     dataset = read_coco(annotations)
     numbers = {category.source_id: i for i, category in enumerate(dataset.categories, start=1)}
-    wanted = (r for r in dataset.images if r.width > r.height or not lying)
+    wanted = (r for r in dataset.images if r.width > r.height or not landscape)
     chosen = [r for r in wanted if len(r.annotations) >= INSTANCES[0]][:most]
     return [((images / r.file_name).read_bytes(), read_truth(r, numbers)) for r in chosen]
 
 
-def draw_sample(image_id: int, seed: int, stands: bool = False) -> Sample:
+def draw_sample(image_id: int, seed: int, portrait: bool = False) -> Sample:
     """A noisy image with ellipses, a function of its arguments alone."""
     rng = np.random.default_rng([seed, image_id])
-    height, width = (WIDTH, HEIGHT) if stands else (HEIGHT, WIDTH)
+    height, width = (WIDTH, HEIGHT) if portrait else (HEIGHT, WIDTH)
     pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     count = int(rng.integers(INSTANCES[0], INSTANCES[1] + 1))
     boxes = np.zeros((count, 4), np.float32)
@@ -115,20 +115,20 @@ def draw_sample(image_id: int, seed: int, stands: bool = False) -> Sample:
     return encoded.getvalue(), truth
 
 
-def samples(count: int, seed: int, lying: bool = False) -> tuple[list[Sample], str]:
+def samples(count: int, seed: int, landscape: bool = False) -> tuple[list[Sample], str]:
     """`count` images with instances, and where they are from.
 
     Args:
         count: of the images.
         seed: of drawn ones.
-        lying: whether all lie, for what is measured on a single batch; else some stand, as in COCO.
+        landscape: whether all are, for what is measured on a single batch; else some are portrait, as in COCO.
     """
     folder = data_folder()
     if folder is None:
-        drawn = [draw_sample(i, seed, not lying and i % STANDING == 0) for i in range(count)]
+        drawn = [draw_sample(i, seed, not landscape and i % PORTRAIT == 0) for i in range(count)]
         return drawn, "drawn (MSRCNN_DATA is not set)"
     root = folder / "coco_sample"
-    found = read_samples(root / "val2017", root / "annotations" / "instances_val2017.json", count, lying)
+    found = read_samples(root / "val2017", root / "annotations" / "instances_val2017.json", count, landscape)
     return found, "COCO val2017"
 
 

@@ -120,7 +120,7 @@ def main() -> int:
     data = DataConfig(320, 512) if args.quick else preset.data
     images = 1 if args.quick else args.batch
     rounds = args.rounds or (1 if args.quick else 5)
-    chosen, source = samples(images, args.seed, lying=True)
+    chosen, source = samples(images, args.seed, landscape=True)
     batch = training_batch(chosen, replace(data, flip=False), args.seed).to(args.device)
     model = replace(busy(preset.model, 64 if args.quick else preset.model.roi.samples), heads=HEADS)
     print_settings(

@@ -58,7 +58,7 @@ def training_rate(shards: Path, folder: Path, data: DataConfig, workers: int, st
 def alone(data: DataConfig, seed: int, steps: int, rates: Any) -> None:
     """So many training steps without optimiser in this process; puts its images a second."""
     torch.set_num_threads(1)
-    chosen, _ = samples(IMAGES, seed, lying=True)
+    chosen, _ = samples(IMAGES, seed, landscape=True)
     batch = training_batch(chosen, data, seed)
     model = MaskScoringRCNN(model_of()).train()
     torch.stack(list(model(batch).values())).sum().backward()  # warms up

@@ -72,7 +72,7 @@ class Job:
 
     def inputs(self) -> tuple[list[Sample], str, Batch]:
         """The images, where they are from, and the batch of them."""
-        chosen, source = samples(self.images, self.seed, lying=True)
+        chosen, source = samples(self.images, self.seed, landscape=True)
         return chosen, source, training_batch(chosen, self.data, self.seed)
 
 

@@ -32,7 +32,7 @@ COLUMNS = [
     "instances.list.element.iscrowd",
 ]  # fmt: skip
 SHAPE_RATIO = 1.1
-"""An image is lying or standing if one side is longer than the other by more than this."""
+"""An image is landscape or portrait if one side is longer than the other by more than this."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def spread(values: np.ndarray) -> str:
 def shape_lines(columns: Columns) -> Iterable[str]:
     """How large and of which shape the images are."""
     height, width = columns.heights.astype(float), columns.widths.astype(float)
-    lying, standing = int((width > SHAPE_RATIO * height).sum()), int((height > SHAPE_RATIO * width).sum())
+    landscape, portrait = int((width > SHAPE_RATIO * height).sum()), int((height > SHAPE_RATIO * width).sum())
     yield f"shorter side in pixels: {spread(np.minimum(height, width))}"
     yield f"longer side in pixels: {spread(np.maximum(height, width))}"
-    yield f"lying {lying}, standing {standing}, about square {len(height) - lying - standing}"
+    yield f"landscape {landscape}, portrait {portrait}, about square {len(height) - landscape - portrait}"
 
 
 def size_lines(columns: Columns) -> Iterable[str]:

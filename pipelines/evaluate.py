@@ -56,7 +56,7 @@ def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) ->
     A scheduler that gives the command of a finished job again, as RayJobs and Slurm may, learns that all is well.
     """
     out = locate(config.out)
-    held = finished(out)
+    held = finished(out, out / DETECTIONS)
     if held is not None and not (config.strict and held.get("images", {}).get("failed")):
         with on_disk(find_model(config.model)[0]) as path:
             wanted = {"model_sha256": sha256_of(path), "shards": read_manifest(config.shards).fingerprint,

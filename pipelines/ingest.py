@@ -37,8 +37,8 @@ def split(images: int, at_once: int) -> list[slice]:
 def parts_of(canvases: Sequence[tuple[int, int]], at_once: int, mixed: bool) -> list[list[int]]:
     """Which images of a worker's share of a step are computed together, by their places.
 
-    Ordered by canvas, lying ones first, those of the same as they came. A part that mixed lying and standing images
-    would have the square canvas, nearly twice the pixels; apart, they are at most one part more.
+    Ordered by canvas, landscape ones first, those of the same as they came. A part that mixed landscape and portrait
+    images would have the square canvas, nearly twice the pixels; apart, they are at most one part more.
 
     Args:
         canvases: (height, width) that each image has alone.
@@ -46,8 +46,8 @@ def parts_of(canvases: Sequence[tuple[int, int]], at_once: int, mixed: bool) -> 
         mixed: whether a part may hold both, so that their number follows from that of the images alone.
     """
     order = sorted(range(len(canvases)), key=lambda place: canvases[place])
-    standing = 0 if mixed else sum(height > width for height, width in canvases)
-    kinds = [order[: len(order) - standing], order[len(order) - standing :]]
+    portrait = 0 if mixed else sum(height > width for height, width in canvases)
+    kinds = [order[: len(order) - portrait], order[len(order) - portrait :]]
     return [kind[part] for kind in kinds if kind for part in split(len(kind), at_once)]
 
 

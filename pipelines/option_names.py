@@ -11,11 +11,15 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
-from typing import TypeVar, get_type_hints
+from typing import Annotated, TypeVar, get_type_hints
+
+import tyro
 
 from msrcnn.errors import InputError, closest, meant
 
 T = TypeVar("T")
+OnUnlessNot = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+"""A switch that is on unless --no-NAME is given, whose help says what that does: '(default: True)' would deny it."""
 HELP = ("-h", "--help", "-H", "--help-verbose")
 FRAME = "╭╮╰╯│─ "
 """What tyro draws boxes with."""
@@ -34,6 +38,7 @@ def named_options(options: type, prefix: str = "--") -> Iterator[tuple[str, bool
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         hint, name = hints[field.name], field.name.replace("_", "-")
+        hint = bool if hint == OnUnlessNot else hint
         if hasattr(hint, "__metadata__"):
             continue
         if is_dataclass(hint) and isinstance(hint, type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -38,7 +39,7 @@ def worker_share(cpus: float, gpu: bool) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Turn COCO annotations and images into Parquet shards. The same command again goes on where it stopped.
+    """Turn COCO annotations and images into Parquet shards. Run again after an interruption, it resumes.
 
     `msrcnn shard --verify --out OUT` instead checks the shards that are there. Annotations, images and out are local
     paths or URLs: s3://, gs://, whatever fsspec knows.
@@ -82,8 +83,9 @@ class TrainingOptions:
     """What the verbs that train have in common."""
 
     preset: str = DEFAULT_PRESET
-    """settings to start from, by the paper's name; the options below change single fields. NAME+ap trains a MaskIoU
-    head for AP on a finished detector of that preset (docs/training.md)"""
+    """settings to start from; the options below change single fields. r18-fpn, r50-fpn, r101-fpn, r101-c4,
+    r101-dcn-fpn: the paper's; small, demo: for a laptop. NAME+ap trains a MaskIoU head for AP on a finished detector of
+    that preset (docs/training.md)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -91,8 +93,8 @@ class TrainingOptions:
     """training processes, which share the images of a step: a number, or MIN:MAX to go on with as many as the cluster
     has at the time"""
     images_at_once: int = 0
-    """images that a worker computes at a time, at most, lying and standing ones apart; gradients are accumulated over
-    its share of a step; 0: all of its share, with MIN:MAX workers the share of the most"""
+    """images that a worker computes at a time, at most, landscape and portrait ones apart; gradients are accumulated
+    over its share of a step; 0: all of its share, with MIN:MAX workers the share of the most"""
     gpu: bool = False
     """one GPU a worker"""
     cpus: float = 0.0
@@ -126,7 +128,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainConfig(TrainingOptions):
-    """Train on shards. The same command again goes on where it stopped."""
+    """Train on shards. Run again after an interruption, it resumes."""
 
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
@@ -143,13 +145,14 @@ class TrainConfig(TrainingOptions):
     """start a new run from the weights of another: its run directory, one of its checkpoints or its model file; the
     model must be the same"""
     keep: int = 2
-    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation"""
+    """checkpoints kept, the last ones; the best model by mask AP is kept besides, with --validation, as best.pt"""
     validation: str | Path | None = None
     """shards to evaluate on while training goes on"""
     validate_every: int = 1
     """epochs between evaluations on --validation; the last epoch is always evaluated"""
     register: str = "msrcnn"
-    """name of the finished model in MLflow's registry; not registered if empty"""
+    """name of the finished model in MLflow's registry, and with -best behind it that of the best model by --validation;
+    not registered if empty"""
     max_steps: int | None = None
     """end after this many steps, a checkpoint included"""
 
@@ -168,11 +171,11 @@ class TrainConfig(TrainingOptions):
 class EvaluateConfig(ReportOptions):
     """Detect on shards, store the detections as rows, compute every number from them.
 
-    The same command again, after it was killed, goes on with the images that have no detections yet.
+    Run again after an interruption, it resumes with the images that have no detections yet.
     """
 
     model: str | Path
-    """run directory of a finished training, or a model file; a local path or a URL"""
+    """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path or a URL"""
     shards: str | Path
     """folder that `msrcnn shard` made; a local path or a URL"""
     out: str | Path
@@ -198,7 +201,7 @@ class EvaluateConfig(ReportOptions):
 class InspectConfig:
     """Count what is in a folder of shards."""
 
-    shards: tyro.conf.Positional[str | Path]
+    shards: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="SHARDS")]
     """folder that `msrcnn shard` made; a local path or a URL"""
     gallery: int = 0
     """draw this many images with their masks on one sheet"""

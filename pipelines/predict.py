@@ -24,7 +24,7 @@ from pipelines.output_folder import beginning, going_on, held_in
 from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, expected_images, parts_of
 from pipelines.predict_options import PredictConfig
-from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, join
+from pipelines.predict_rows import DETECTIONS, IMAGES, RESULTS, Joined, finished, join
 from pipelines.progress import Progress, duration
 from pipelines.run_directory import find_model
 from pipelines.storage import ASIDE, Location, exclusively, locate, on_disk, sha256_of
@@ -32,14 +32,14 @@ from pipelines.text_tables import counted
 from pipelines.video import check_encoder, video_library
 
 FAILED = 1
-"""The exit code where an image could not be used."""
+"""The exit code where more images than `--max-failed` could not be used."""
 
 
 def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
-    """Detects, draws, stores.
+    """Detects, draws, stores; nothing where the folder holds the predictions that it would make.
 
     Returns:
-        the exit code: 1 if an image could not be used, else 0.
+        the exit code: 1 if more than `max_failed` images could not be used, else 0.
 
     Raises:
         InputError: model, inputs or output folder cannot be used, or not a single image can.
@@ -60,16 +60,21 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
             "rows": VERSION, "min-score": config.min_score, "overlays": config.overlays})  # fmt: skip
     categories = [(category, name) for _, category, name in model.categories]
     del model
+    if joined := _held(out, origin, log):
+        return _said(joined, config, log)
     job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch)
     log(f"detecting in {_counted(sources)} with {weights}")
     with beginning(out):
         out.make_folder()
     with exclusively(out, "predicting into"):
-        _check_output(out)  # another process may have finished meanwhile
+        if joined := _held(out, origin, log):  # another process may have finished meanwhile
+            return _said(joined, config, log)
         done = prepare(out / PARTS, origin)
         _remove_halves(out)
-        infos = _run(config, job, parts_of(sources), done, log)
-        return _finish(out, infos, categories, began, log)
+        joined = _finish(out, _run(config, job, parts_of(sources), done, log), categories, origin)
+    code = _said(joined, config, log)
+    log(f"done in {duration(time.monotonic() - began)}: {out}")
+    return code
 
 
 def on_cluster(config: PredictConfig) -> bool:
@@ -127,21 +132,22 @@ def threads_for(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _finish(
-    out: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]], began: float,
-    log: Callable[[str], None],
-) -> int:  # fmt: skip
-    """Writes the files, says what there is."""
+def _finish(out: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]], origin: Origin) -> Joined:
+    """Writes the files."""
     if all(info.errors == info.images for info in infos):
         (out / PARTS).remove_folder()
         raise InputError(f"none of {sum(i.images for i in infos)} images could be used (first: {infos[0].first_error})")
     with going_on(out):
-        joined = join(out, out / PARTS, infos, categories)
+        joined = join(out, out / PARTS, infos, categories, origin)
         (out / PARTS).remove_folder()
-    for line in lines(joined, out):
+    return joined
+
+
+def _said(joined: Joined, config: PredictConfig, log: Callable[[str], None]) -> int:
+    """Says what there is; the exit code."""
+    for line in lines(joined, locate(config.out)):
         log(line)
-    log(f"done in {duration(time.monotonic() - began)}: {out}")
-    return FAILED if joined.failed else 0
+    return FAILED if joined.failed > config.max_failed else 0
 
 
 def lines(joined: Joined, out: Location) -> list[str]:
@@ -158,12 +164,29 @@ def lines(joined: Joined, out: Location) -> list[str]:
 
 
 def _check_output(out: Location) -> None:
-    """Raises InputError where `out` holds something that is not ours to go on in, or finished predictions."""
+    """Raises InputError where `out` holds something that is no predictions."""
     held = held_in(out)
-    if DETECTIONS in held:
-        raise InputError(f"{out}: already holds predictions; choose another --out or delete it")
-    if held and PARTS not in held:
+    if held and not {DETECTIONS, PARTS} & {*held}:
         raise InputError(f"{out}: is not empty; choose another --out")
+
+
+def _held(out: Location, origin: Origin, log: Callable[[str], None]) -> Joined | None:
+    """What is in a finished folder; None where it is not finished.
+
+    A scheduler that gives the command of a finished job again, as RayJobs and Slurm may, is told how that ended.
+
+    Raises:
+        InputError: it holds the predictions of another model, or others of this one.
+    """
+    if (out / DETECTIONS).size() is None:
+        return None
+    found = finished(out)
+    different = origin.differences(found[0]) if found else "they do not say of what"
+    if found is None or different:
+        raise InputError(f"{out}: already holds other predictions ({different}); choose another --out or delete it")
+    (out / PARTS).remove_folder()  # of a process that was killed just then
+    log(f"{out}: holds the predictions of this model for these images, nothing to do")
+    return found[1]
 
 
 def _remove_halves(out: Location) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.ahead import ahead
-from pipelines.detection_parts import PartInfo, PartWriter, part_name
+from pipelines.detection_parts import Origin, PartInfo, PartWriter, part_name
 from pipelines.json_stream import ListWriter
 from pipelines.parquet import open_parquet
 from pipelines.predict_inputs import Source
@@ -41,6 +41,8 @@ GROUP_ROWS = 2**15
 PARTS_AHEAD = 16
 """Parts whose first rows are read ahead: each waits, for an object store perhaps 0.1 s."""
 ERRORS_SHOWN = 10
+META = b"msrcnn.predictions"
+"""The key in the metadata of the rows' file: what they were made from, and how many there are."""
 
 
 class Rows:
@@ -100,7 +102,9 @@ class Joined:
     """the first ones"""
 
 
-def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]]) -> Joined:
+def join(
+    out: Location, folder: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]], origin: Origin
+) -> Joined:
     """Writes the three files from the parts, of which only some row groups are in memory.
 
     Args:
@@ -108,6 +112,7 @@ def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories:
         folder: that of the parts.
         infos: of the parts, in the order of the images.
         categories: the model's, source id and name.
+        origin: what the rows were made from.
     """
     joined = Joined()
     with (
@@ -133,11 +138,22 @@ def join(out: Location, folder: Location, infos: Sequence[PartInfo], categories:
                 parquet.write_table(pa.concat_tables(waiting).combine_chunks(), GROUP_ROWS)
                 waiting = []
         parquet.write_table(pa.concat_tables([PREDICTION_ROW.empty_table(), *waiting]).combine_chunks())
+        meta = {"origin": asdict(origin), "joined": asdict(joined)}
+        parquet.add_key_value_metadata({META: json.dumps(meta).encode()})
         results.end()
         images.end()
         named = [{"id": category, "name": name} for category, name in categories]
         images_sink.write(f',"annotations": [],\n"categories": {json.dumps(named)}}}\n'.encode())
     return joined
+
+
+def finished(out: Location) -> tuple[Origin, Joined] | None:
+    """What the rows of a finished folder were made from and what is in them; None where they do not say."""
+    try:
+        meta = json.loads((open_parquet(out / DETECTIONS).metadata.metadata or {})[META])
+        return Origin(**meta["origin"]), Joined(**meta["joined"])
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _tables(folder: Location, infos: Sequence[PartInfo]) -> Iterator[pa.Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -21,7 +22,7 @@ class ReportConfig:
     side by side, compared with the first evaluation.
     """
 
-    runs: tyro.conf.Positional[tuple[str | Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str | Path, ...]], tyro.conf.arg(metavar="RUNS...")]
     """folders that `msrcnn evaluate` or `msrcnn score` made, or, for its curves alone, a run directory of `msrcnn
     train`; local paths or URLs"""
     out: str | Path = "report.html"

@@ -18,7 +18,7 @@ from typing import Any
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import CocoAP
 from msrcnn.metrics.quality import MaskIoUQuality
-from pipelines.detection_parts import DETECTIONS, SHORT, StoredDetections
+from pipelines.detection_parts import SHORT, StoredDetections
 from pipelines.drawing import draw
 from pipelines.manifest import Manifest
 from pipelines.output_folder import beginning, held_in
@@ -73,10 +73,10 @@ def check_output(out: Location) -> None:
         raise InputError(f"{out}: is not empty; choose another --out")
 
 
-def finished(out: Location) -> dict[str, Any] | None:
-    """`summary.json` of a finished evaluation whose detections are there; None if it is none."""
+def finished(out: Location, detections: Location) -> dict[str, Any] | None:
+    """`summary.json` of a finished evaluation whose detections are in that folder; None if it is none."""
     with suppress(OSError, ValueError):
-        if (out / UNFINISHED).size() is None and (out / DETECTIONS).is_folder():
+        if (out / UNFINISHED).size() is None and detections.is_folder():
             return dict(json.loads((out / SUMMARY).read()))
     return None
 

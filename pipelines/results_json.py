@@ -82,11 +82,7 @@ def import_results(
     Raises:
         InputError: the file cannot be used, or the folder holds parts of something else.
     """
-    try:
-        checksum = sha256_of(results)
-    except OSError as error:
-        raise InputError(f"{results}: cannot be read ({explained(error)}); give another file") from error
-    origin = Origin(checksum, manifest.fingerprint, {"rows": VERSION})
+    origin = Origin(sha256_of_results(results), manifest.fingerprint, {"rows": VERSION})
     done = prepare(folder, origin)
     if len(done) < len(groups):
         images = shard_images(groups)
@@ -219,3 +215,11 @@ def _corners(bbox: Any, rle: bytes, image: ShardImage, where: str) -> list[float
 
 def _some(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+
+
+def sha256_of_results(place: Location) -> str:
+    """What stands for the model where detections come from a file of results."""
+    try:
+        return sha256_of(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({explained(error)}); give another file") from error

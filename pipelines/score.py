@@ -15,12 +15,28 @@ from pipelines.detection_parts import DETECTIONS, folder_of, read_parts
 from pipelines.manifest import read_manifest
 from pipelines.progress import duration
 from pipelines.reading import row_groups
-from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, mark, report
-from pipelines.results_json import import_results
+from pipelines.reporting import SUMMARY, Evaluated, asked, check_output, finish, finished, mark, report
+from pipelines.results_json import import_results, sha256_of_results
 from pipelines.scoring import Summary, score_all
 from pipelines.scoring_options import ScoreConfig
 from pipelines.storage import Location, exclusively, locate
 from pipelines.tracking import Tracker, status_of
+
+
+def score_once(config: ScoreConfig, log: Callable[[str], None] = print) -> None:
+    """`msrcnn score`: as `score`, but nothing to do where the folder holds what it would compute."""
+    out, given = locate(config.out), locate(config.detections)
+    manifest = read_manifest(config.shards)
+    is_file = given.size() is not None
+    folder = out / DETECTIONS if is_file else folder_of(given)
+    held = finished(out, folder)
+    if held is not None:
+        model = sha256_of_results(given) if is_file else read_parts(folder, manifest, row_groups(manifest)).origin.model
+        wanted = {"model_sha256": model, "shards": manifest.fingerprint, "asked": asked(config)}
+        if wanted == {name: held.get(name) for name in wanted}:
+            log(f"{out}: holds the numbers of these detections on these shards, nothing to do")
+            return
+    score(config, log)
 
 
 def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from msrcnn.config import require
+from pipelines.option_names import OnUnlessNot
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """What COCO's server takes as the name of an algorithm in the name of a file."""
@@ -22,8 +23,8 @@ class ReportOptions:
     """resamplings of the images for the interval of the gain"""
     seed: int = 0
     """of the resamplings, and of the images that errors are told apart on"""
-    figures: bool = True
-    """draw figures; --no-figures leaves them out"""
+    figures: OnUnlessNot = True
+    """draw no figures"""
     tracking: str | None = None
     """MLflow tracking address; MLFLOW_TRACKING_URI if absent, else sqlite:///mlflow.db"""
     experiment: str = "msrcnn"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,9 +16,9 @@ from pipelines.options import worker_range
 class ServiceOptions:
     """What is served, and by how much; also the arguments of `pipelines.serving:app`."""
 
-    model: tyro.conf.Positional[str | Path]
-    """run directory of a finished training, or a model file; a local path, which on a cluster every node must see, or
-    a URL"""
+    model: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="MODEL")]
+    """run directory of a finished training, for its model.pt, or a model file, as RUN/best.pt; a local path, which on a
+    cluster every node must see, or a URL"""
     replicas: str = "1"
     """processes that detect: a number, or MIN:MAX to have as many as the requests that wait ask for"""
     gpu: bool = False

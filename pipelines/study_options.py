@@ -16,7 +16,7 @@ from pipelines.options import worker_range
 class StudyConfig:
     """Train with several seeds, measure every way to rank masks on each, write the tables with intervals.
 
-    The same command again, after it was killed, goes on where it stopped.
+    Run again after an interruption, it resumes.
     """
 
     name: tyro.conf.Positional[Literal["quick", "shapes", "nuclei", "coco_sample"]]

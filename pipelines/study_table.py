@@ -105,7 +105,7 @@ def _listed(values: Sequence[int | str]) -> str:
 def _rankings(results: Results) -> Iterator[str]:
     yield from (
         "Masks ranked by class score x what the head predicts, to the power of 1 if none is named. Mask AP: mean ± "
-        "deviation over seeds; in brackets 95% intervals over images and seeds. In bold the variant that was settled "
+        "deviation over seeds; in brackets 95% intervals over images and seeds. The variant in bold was fixed "
         "beforehand.",
         "",
     )

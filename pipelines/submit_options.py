@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from msrcnn.config import require
+from pipelines.option_names import OnUnlessNot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class SubmitConfig(ClusterOptions):
     is here. Interrupting, or losing the connection, leaves the job running; the same command again follows it.
     """
 
-    wait: bool = True
-    """do not follow the job; otherwise msrcnn prints what it prints, and ends as it does, with its exit code"""
+    wait: OnUnlessNot = True
+    """do not follow the job; without this, msrcnn prints what the job prints, and ends with its exit code"""
     env: tuple[str, ...] = ()
     """variables for the job: NAME=VALUE, or NAME for its value here. Secrets are refused: everybody who can list jobs
     sees them"""
@@ -65,17 +66,17 @@ class JobsConfig(ClusterOptions):
 class LogsConfig(ClusterOptions):
     """Print what a job has printed, and follow it until it ends."""
 
-    job: tyro.conf.Positional[str]
+    job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB")]
     """its id, as `msrcnn jobs` lists it"""
-    follow: bool = True
+    follow: OnUnlessNot = True
     """print what there is, and do not wait for more"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig(ClusterOptions):
-    """Stop a job. Submitted again, a training, an evaluation or a sweep goes on where it stopped."""
+    """Stop a job. Submitted again, a training, an evaluation or a sweep resumes."""
 
-    job: tyro.conf.Positional[str]
+    job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB")]
     """its id, as `msrcnn jobs` lists it"""
 
 
@@ -83,7 +84,7 @@ class StopConfig(ClusterOptions):
 class ContextConfig:
     """Keep the address of a cluster's dashboard for submit, jobs, logs and stop; without one, show what is kept."""
 
-    address: tyro.conf.Positional[str | None] = None
+    address: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[ADDRESS]")] = None
     """http://HOST:8265"""
     forget: bool = False
     """keep none any more"""

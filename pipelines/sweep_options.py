@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,14 +17,14 @@ FROM_SCRATCH = "none"
 
 @dataclass(frozen=True)
 class SweepConfig(TrainingOptions):
-    """Train and evaluate what a space of settings says, and print the table. The same command again goes on.
+    """Train and evaluate what a space of settings says, and print the table.
 
-    Spaces are the paper's tables (table1 to table7, or input_fusion, training_target, tau, backbone, test_dev,
-    oracle), hyperparameters, or TOML files of the same form. --preset, --model, --solver and --data change the settings
-    of every trial that its space does not vary.
+    Run again after an interruption, it resumes. Spaces are the paper's tables (table1 to table7, or input_fusion,
+    training_target, tau, backbone, test_dev, oracle), hyperparameters, or TOML files of the same form. --preset,
+    --model, --solver and --data change the settings of every trial that its space does not vary.
     """
 
-    spaces: tyro.conf.Positional[tuple[str, ...]]
+    spaces: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SPACES...")]
     """names or files of spaces"""
     shards: str | Path
     """shards to train on; a local path or a URL"""
@@ -57,7 +57,7 @@ class SweepConfig(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.spaces), "the space", "nothing", "one or more names or TOML files, as table4")
+        require(bool(self.spaces), "SPACES", "nothing", "one or more names or TOML files, as table4")
         require(self.samples is None or self.samples >= 1, "--samples", self.samples, "at least 1")
         require(self.concurrent >= 0, "--concurrent", self.concurrent, "0 or more")
         good = bool(self.seeds) and all(s >= 0 for s in self.seeds) and len({*self.seeds}) == len(self.seeds)

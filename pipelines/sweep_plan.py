@@ -129,7 +129,7 @@ def _check(config: SweepConfig, spaces: Sequence[Space]) -> None:
         raise InputError(f"--asha: it sees mask AP by class score x MaskIoU, and {spaces[0].name} varies fusion.*; "
                          "leave it out")  # fmt: skip
     if varied and spaces[0].search == "bayes" and find_spec("optuna") is None:
-        raise InputError("--search bayes: optuna is not installed; `pip install msrcnn[optuna]`, or take random")
+        raise InputError("--search bayes: optuna is not installed; `pip install optuna`, or take random")
     for space in spaces:
         unknown = [c for c in space.columns if not c.startswith("box ") and c not in FUSED]
         if unknown and any(name in FUSION for name in space.vary):

@@ -119,7 +119,8 @@ def train(config: TrainConfig, log: Callable[[str], None] | None = None, parent:
                     run_workers(config, job, manifest, validation, books, display)
                 outbox.do("the model", lambda: hand_over(run, tracker, config))
     seconds = time.monotonic() - began
-    display.log(f"trained in {duration(seconds)}: {run / MODEL}")
+    best = f"; the best by mask AP on --validation: {run / BEST}" if (run / BEST).size() is not None else ""
+    display.log(f"trained in {duration(seconds)}: {run / MODEL}{best}")
     return TrainReport(run / MODEL, job.total_steps, seconds)
 
 
@@ -233,8 +234,8 @@ def run_workers(
 
 
 def hand_over(run: Location, tracker: Tracker, config: TrainConfig) -> None:
-    """Gives MLflow the finished model, and the best where validation chose one."""
-    for name, file in (("model", MODEL), ("best", BEST)):
+    """Gives MLflow and its registry the finished model, and the best where validation chose one."""
+    for name, file, ending in (("model", MODEL, ""), ("best", BEST, "-best")):
         if (run / file).size() is not None:
             with on_disk(run / file) as path:
-                log_model(tracker, path, name, (config.register or None) if name == "model" else None)
+                log_model(tracker, path, name, f"{config.register}{ending}" if config.register else None)

@@ -40,7 +40,7 @@ VERBS = {
         "pipelines.data:inspect",
     ),
     "train": Verb(
-        "train on shards; the same command again goes on where it stopped", "pipelines.options:TrainConfig",
+        "train on shards; run again after an interruption, it resumes", "pipelines.options:TrainConfig",
         "pipelines.train:train", ("shards", "run"),
     ),
     "evaluate": Verb(
@@ -49,7 +49,7 @@ VERBS = {
     ),
     "score": Verb(
         "compute every number from stored detections or COCO results", "pipelines.scoring_options:ScoreConfig",
-        "pipelines.score:score",
+        "pipelines.score:score_once",
     ),
     "rescore": Verb(
         "mask AP of stored detections under other fusions of scores", "pipelines.scoring_options:RescoreConfig",

@@ -33,7 +33,7 @@ def video_library() -> Any:
     try:
         import av
     except ImportError as error:
-        raise InputError(f"videos need the package av ({error}); pip install 'msrcnn[video]'") from None
+        raise InputError(f"videos need the package av ({error}); pip install av") from None
     return av
 
 

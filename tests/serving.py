@@ -22,7 +22,7 @@ CLIENTS = 100
 
 
 def turned_jpeg() -> bytes:
-    """A lying image, stored standing with the EXIF tag that says so."""
+    """A landscape image, stored as portrait with the EXIF tag that says so."""
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     image = Image.open(io.BytesIO(shape_image(1)[0])).crop((0, 0, SIDE, 64)).transpose(Image.Transpose.ROTATE_90)

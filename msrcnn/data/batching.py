@@ -45,7 +45,7 @@ def resized_size(height: int, width: int, config: DataConfig) -> tuple[int, int]
 def canvases(config: DataConfig) -> list[tuple[int, int]]:
     """The padded shapes (height, width) that batches may have, smallest first.
 
-    The short side with four lengths of the long one, lying and standing, and a square for batches that mix both:
+    The short side with four lengths of the long one, landscape and portrait, and a square for batches that mix both:
     few shapes, so that a GPU's kernels and memory are chosen once.
     """
 
@@ -65,7 +65,7 @@ def canvas_for(sizes: Sequence[tuple[int, int]], config: DataConfig) -> tuple[in
 
 
 def own_canvas(truth: ImageTruth, config: DataConfig) -> tuple[int, int]:
-    """The one of `canvases` that an image has alone; a standing image's is higher than wide."""
+    """The one of `canvases` that an image has alone; a portrait image's is higher than wide."""
     return canvas_for([resized_size(truth.height, truth.width, config)], config)
 
 

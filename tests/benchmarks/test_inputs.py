@@ -35,9 +35,9 @@ def test_drawn_images_are_what_their_instances_say() -> None:
 
 def test_some_images_stand_where_lying_ones_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSRCNN_DATA", raising=False)
-    mixed, lying = (samples(8, 0, lying=lying)[0] for lying in (False, True))
+    mixed, landscape = (samples(8, 0, landscape=landscape)[0] for landscape in (False, True))
     assert sum(truth.height > truth.width for _, truth in mixed) == 2
-    assert all(truth.height < truth.width for _, truth in lying)
+    assert all(truth.height < truth.width for _, truth in landscape)
     for encoded, truth in mixed[:2]:
         assert decode_image(encoded, truth.height, truth.width, "drawn").size == (truth.width, truth.height)
         rles = [{"size": [truth.height, truth.width], "counts": rle} for rle in truth.rles]

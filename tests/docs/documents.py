@@ -128,7 +128,7 @@ SHORTER = {
 IN_A_BUCKET = r"msrcnn shard .*s3://my-bucket"
 """What `make test-slow` runs against an object store on this machine, whatever the document."""
 PARSED = {
-    r"make (demo|test)\b": "the whole job, and this test itself",
+    r"make (setup|demo|test)\b|source ": "the installation, the whole job, and this test itself",
     r"\.venv/bin/mlflow ui ": "serves until it is ended",
     r"(msrcnn|venv/bin/msrcnn) .*--address": "needs a cluster; tests/cluster submits and joins one",
     r"msrcnn study ": "hours; tests/pipelines/test_study.py runs one of the smallest size",

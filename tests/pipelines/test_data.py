@@ -40,7 +40,7 @@ def row(image_id: int, height: int, width: int, *instances: dict) -> dict:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two shards of two images: a lying one with three cats and a crowd of dogs, a standing, a square, an empty one."""
+    """Two shards of two: a landscape one with three cats and a crowd of dogs, a portrait one, a square, an empty."""
     rows = [
         row(1, 200, 300, instance(1, 1, 200, 300, (0, 0, 10, 10)), instance(2, 1, 200, 300, (20, 20, 70, 70)),
             instance(3, 1, 200, 300, (100, 50, 300, 150)), instance(4, 2, 200, 300, (0, 100, 50, 200), crowd=True)),
@@ -83,7 +83,7 @@ def test_every_number_of_the_report(shards: Path) -> None:
     )
     assert "shorter side in pixels: mean 112.5, least 50, quartiles 88 / 100 / 125, most 200" in lines
     assert "longer side in pixels: mean 213.8, least 50, quartiles 91 / 202 / 325, most 400" in lines
-    assert "lying 1, standing 1, about square 2" in lines
+    assert "landscape 1, portrait 1, about square 2" in lines
     assert (
         "objects by area: small (under 32 x 32 pixels) 1, medium 2, large (from 96 x 96) 2" in lines
     )  # 32 x 32 is medium, 96 x 96 large

@@ -103,7 +103,7 @@ def test_what_fails_in_pasting_is_raised_and_nothing_runs_on(model, table, monke
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_an_image_does_not_depend_on_its_neighbours(beside):
-    """Lying and standing images in turn: as `predict` finds them alone, in their order, with GroupNorm over each."""
+    """Landscape and portrait in turn: as `predict` finds them alone, in their order, with GroupNorm over each."""
     data = replace(DATA, short_side=SIDE * 2 // 3)
     rows, expected = [], []
     model = Checkpoint(make_model(sure=True).eval(), data, CATEGORIES)

@@ -1,4 +1,4 @@
-"""What a training worker computes together: lying and standing images apart, as few parts as that allows."""
+"""What a training worker computes together: landscape and portrait images apart, as few parts as that allows."""
 
 from __future__ import annotations
 

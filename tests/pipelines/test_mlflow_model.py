@@ -22,9 +22,13 @@ from msrcnn.errors import InputError
 from msrcnn.masks import paste_and_encode
 from msrcnn.rows import ImageTruth
 from msrcnn.weights import save_model
+from pipelines.detection_parts import sha256_of
 from pipelines.mlflow_model import CODE, REQUIREMENTS, log_model
+from pipelines.options import TrainConfig
 from pipelines.served_model import TYPES
+from pipelines.storage import locate
 from pipelines.tracking import Tracker
+from pipelines.train import hand_over
 from tests.mlflow_server import Server
 from tests.predicting import CATEGORIES
 from tests.serving import turned_jpeg
@@ -173,6 +177,21 @@ def test_nothing_in_a_logged_model_is_pickled(tmp_path):
     assert not list(folder.rglob("__pycache__"))
     assert f"torch=={torch.__version__.partition('+')[0]}" in (folder / "requirements.txt").read_text().splitlines()
     assert MlflowClient(tracker.address).search_registered_models() == []
+
+
+def test_the_best_model_is_registered_beside_the_last(tmp_path):
+    for file, model in (("model.pt", make_model()), ("best.pt", make_model(sure=True))):
+        save_model(tmp_path / file, model, DATA, CATEGORIES)
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
+    config = TrainConfig(shards="shards", run=tmp_path, register="shapes")
+    for _ in range(2):  # the second time adds nothing
+        hand_over(locate(tmp_path), tracker, config)
+    client = MlflowClient(tracker.address)
+    assert {model.name for model in client.search_registered_models()} == {"shapes", "shapes-best"}
+    for registered, file in (("shapes", "model.pt"), ("shapes-best", "best.pt")):
+        (version,) = client.search_model_versions(f"name = '{registered}'")
+        (weights,) = Path(version.source.removeprefix("file://")).rglob("*.pt")
+        assert sha256_of(weights) == sha256_of(tmp_path / file)
 
 
 def test_a_model_that_is_not_there(tmp_path):

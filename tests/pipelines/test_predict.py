@@ -27,6 +27,7 @@ from msrcnn import load_model
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.structures import Batch
+from msrcnn.weights import save_model
 from pipelines import predict_job
 from pipelines.detection_parts import Origin
 from pipelines.predict import predict, threads_for
@@ -39,6 +40,7 @@ from tests.commands import ROOT
 from tests.object_store import object_store
 from tests.predicting import (
     CATEGORIES,
+    DATA,
     assert_same,
     files_in,
     json_of,
@@ -118,8 +120,34 @@ def test_a_folder_gives_the_models_detections_overlays_and_coco_files(run, model
     assert json_of(out / "detections.json") == [r for i, one in enumerate(found, 1) for r in one.coco(i)]
     masks = [results.annToMask(a) for a in results.loadAnns(results.getAnnIds(imgIds=[2]))]
     assert np.array_equal(masks, found[1].masks())
-    with pytest.raises(InputError, match="already holds predictions; choose another --out or delete it"):
-        predicting(run, "photos")
+
+
+def test_a_finished_folder_is_left_as_it_is(run, here):
+    """The same command again ends as it did; another model, other images or settings are refused by name."""
+    write_image(here / "photos" / "a.png", 0)
+    (here / "photos" / "bad.png").touch()
+    code, lines = predicting(run, "photos", overlays=False)
+    assert code == 1
+    rows = here / "predictions" / "detections.parquet"
+    made, written = rows.stat().st_mtime_ns, rows_of(here / "predictions")
+    (here / "predictions" / PARTS).mkdir()  # killed before it was gone
+    for allowed, wanted in ((0, 1), (1, 0)):
+        code, again = predicting(run, "photos", overlays=False, max_failed=allowed)
+        assert code == wanted
+        assert again[0] == f"{here}/predictions: holds the predictions of this model for these images, nothing to do"
+        assert again[1:] == lines[-4:-1]  # what is in it; at last came the time it took
+    assert rows.stat().st_mtime_ns == made
+    assert rows_of(here / "predictions") == written
+    assert files_in(here / "predictions") == ["detections.json", "detections.parquet", "images.json"]
+    other = here / "other.pt"
+    save_model(other, load_model(run).model, DATA, [(1, 1, "another name"), *CATEGORIES[1:]])
+    for model, images, options, named in (
+        (run, "photos", {"overlays": False, "min_score": 0.5}, "min-score"), (run, "photos", {}, "overlays"),
+        (other, "photos", {"overlays": False}, "model"), (run, "photos/a.png", {"overlays": False}, "dataset"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"already holds other predictions \(.*{named}.*choose another --out"):
+            predicting(model, images, **options)
+    assert rows.stat().st_mtime_ns == made
 
 
 def test_only_masks_from_the_least_score_on_are_kept(run, model, here):
@@ -345,14 +373,16 @@ def test_what_another_process_finished_meanwhile_is_not_overwritten(run, here):
     write_image(here / "a.png", 0)
     config = PredictConfig(run, ("a.png",), min_score=EVERYTHING)
     finished: list[int] = []
+    said: list[str] = []
 
-    def while_the_first_begins(_: str) -> None:
+    def while_the_first_begins(line: str) -> None:
+        said.append(line)
         if not finished:
             finished.append(predict(config, lambda _: None))
 
-    with pytest.raises(InputError, match="already holds predictions"):
-        predict(config, while_the_first_begins)
+    assert predict(config, while_the_first_begins) == 0
     assert finished == [0]
+    assert said[1].endswith("nothing to do")
     assert files_in(here / "predictions") == [
         "detections.json", "detections.parquet", "images.json", "overlays/a.png"
     ]  # fmt: skip

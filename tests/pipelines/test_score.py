@@ -45,7 +45,7 @@ def config(tmp_path):
 def test_numbers_and_figures_from_stored_rows(config, stored, tmp_path):
     from mlflow import MlflowClient
 
-    from pipelines.score import score
+    from pipelines.score import score, score_once
 
     lines: list[str] = []
     assert repr(score(config, lines.append)) == repr(stored)
@@ -68,6 +68,10 @@ def test_numbers_and_figures_from_stored_rows(config, stored, tmp_path):
     assert {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "evaluation-scenes/figures")} == files
     with pytest.raises(InputError, match="already holds an evaluation"):
         score(config, lines.append)
+    score_once(config, lines.append)
+    assert lines[-1] == f"{out}: holds the numbers of these detections on these shards, nothing to do"
+    with pytest.raises(InputError, match="already holds an evaluation"):
+        score_once(replace(config, bootstrap=config.bootstrap + 1), lines.append)
 
     # What was exported and is scored as another detector's results has the same numbers under its one score.
     export(ExportConfig(tmp_path / "run", tmp_path / "shards", tmp_path / "json"), lines.append)
@@ -75,6 +79,8 @@ def test_numbers_and_figures_from_stored_rows(config, stored, tmp_path):
     again = score(results, lines.append)
     assert repr(again.ap.mask_by_class) == repr(stored.ap.mask_by_mask)  # nan is not nan
     assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["detections", "summary.json"]
+    score_once(results, lines.append)
+    assert lines[-1].endswith("again: holds the numbers of these detections on these shards, nothing to do")
     third = score(replace(config, detections=tmp_path / "again", out=tmp_path / "third"), lines.append)
     assert repr(third.ap) == repr(again.ap)
 

@@ -68,7 +68,7 @@ def test_each_epoch_is_evaluated_and_the_best_model_kept(accumulated):
 
 
 def test_numbers_of_evaluations_join_the_mlflow_run(accumulated):
-    config, _ = accumulated
+    config, lines = accumulated
     client = MlflowClient(config.tracking)
     run = json.loads((config.run / "run.json").read_text())["mlflow_run"]
     for name in ("loss/total", "validation/mask_by_mask/AP", "system/worker_memory_megabytes"):
@@ -77,6 +77,8 @@ def test_numbers_of_evaluations_join_the_mlflow_run(accumulated):
     tags = client.get_run(run).data.tags
     assert tags["version/torch"].startswith(torch.__version__.split("+")[0])
     assert {m.name for m in client.search_logged_models([client.get_run(run).info.experiment_id])} == {"model", "best"}
+    assert {m.name for m in client.search_registered_models()} == {"msrcnn", "msrcnn-best"}
+    assert lines[-1].endswith(f"{config.run}/model.pt; the best by mask AP on --validation: {config.run}/best.pt")
 
 
 def test_every_epoch_has_each_image_once(accumulated):
