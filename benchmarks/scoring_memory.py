@@ -32,8 +32,8 @@ def main() -> None:
     value = pickle.loads(Path(path).read_bytes())
     if what == "part":  # what a task does
         score_part(*value)
-    elif what == "join":  # what the last joining task and the driver do, but for resampling
-        summarise("repeated", join(*value), 0, 0)
+    elif what == "join":  # what the last joining task and the driver do; further draws take no more
+        summarise("repeated", join(*value), 2, 0)
     print(peak_memory())
 
 

@@ -56,7 +56,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.metrics.fusion": (),
     "msrcnn.metrics.rankings": (),
     "msrcnn.metrics.ranked": ("MaskAP", "RankedMasks"),
-    "msrcnn.metrics.resampling": ("Interval", "image_draws", "hierarchical"),
+    "msrcnn.metrics.matches": (),
+    "msrcnn.metrics.resampling": ("Interval", "image_draws", "percentiles", "hierarchical"),
     "msrcnn.metrics.tide": (),
     "msrcnn.metrics.figures": (),
 }

@@ -33,10 +33,10 @@ class ReportConfig:
     """likewise the run directories of the trainings"""
     gallery: int = 80
     """pictures of each kind, over all runs at most; 0: none, and neither shards nor detections are read"""
-    bootstrap: int = 300
-    """resamplings of the images for the intervals of differences between runs; 0: none"""
+    bootstrap: int = 1000
+    """draws of the images for the intervals of differences between runs; 0: none"""
     seed: int = 0
-    """of the resamplings"""
+    """of the draws"""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "RUNS", "nothing", "one or more folders that `msrcnn evaluate` made")

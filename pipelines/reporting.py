@@ -106,7 +106,7 @@ def report(
     Args:
         evaluated: what they are from.
         scores: of all images.
-        wanted: resamplings, seed, and whether there are figures.
+        wanted: draws of the images, seed, and whether there are figures.
         out: the folder.
         made_from: what stands first in `summary.json`.
         log: takes lines.

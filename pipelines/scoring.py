@@ -59,10 +59,10 @@ class PartialScores:
     """The scores of some images, as they travel. Parts without an image in common can be joined.
 
     `heads` holds the same of each further MaskIoU head by its name, with that head's predictions in the place of the
-    first one's, and is as large for each. `ap` takes about 120 bytes a detection and grows with them, `quality` stays
+    first one's, and is as large for each. `ap` takes about 130 bytes a detection and grows with them, `quality` stays
     below 24 MB. The process that joins and summarises N detections holds at most 1 kB * N beside 0.3 GB (measured:
     0.7 kB): a million take about 1 GB, so a driver with 16 GB scores 15 million, or 150,000 images of 100. What scores
-    a row group of 64 images holds 0.3 GB.
+    a row group of 64 images holds 0.4 GB.
     """
 
     ap: bytes
@@ -178,8 +178,8 @@ def summarise(name: str, scores: PartialScores, bootstrap: int, seed: int) -> Su
     Args:
         name: of the data set.
         scores: of all its images.
-        bootstrap: resamplings of the images for the interval of the gain, of each head.
-        seed: of the resamplings.
+        bootstrap: draws of the images for the intervals, of each head.
+        seed: of the draws.
     """
     quality = MaskIoUQuality.from_bytes(scores.quality).summarise()
     return Summary(

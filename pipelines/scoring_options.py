@@ -20,9 +20,9 @@ class ReportOptions:
     """What the verbs that compute all numbers of an evaluation have in common."""
 
     bootstrap: int = 1000
-    """resamplings of the images for the interval of the gain"""
+    """draws of the images for the intervals; 0: none"""
     seed: int = 0
-    """of the resamplings, and of the images that errors are told apart on"""
+    """of the draws, and of the images that errors are told apart on"""
     figures: OnUnlessNot = True
     """draw no figures"""
     tracking: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,17 @@ import numpy.typing as npt
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_rows import annotation_dicts, detection_dicts, image_dicts, pair_images, refuse_repeated
+from msrcnn.metrics.mask_matching import IOU_THRESHOLDS
+from msrcnn.metrics.matches import RESAMPLED, Matches
+from msrcnn.metrics.resampling import percentiles
 from msrcnn.rows import ImageDetections, ImageTruth
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""COCO's thresholds, over which AP is the mean."""
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's 12 summary numbers in the official order."""
 
 # One evaluator each: boxes by class score, masks by three scores.
 _RANKINGS = ("box", "class", "mask", "oracle")
-_HEADER = struct.Struct("<6Q")  # byte lengths of what `to_bytes` joins: categories, image ids, four states
+_HEADER = struct.Struct("<7Q")  # byte lengths of what `to_bytes` joins: categories, image ids, matches, four states
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ class APReport:
     mask_by_mask: dict[str, float]  # as Mask Scoring R-CNN ranks
     mask_by_oracle: dict[str, float]  # Table 7
     gain: float  # mask AP by mask score minus by class score
-    gain_interval: tuple[float, float]  # 95%, from resampling the images; nan without it or with one image
+    gain_interval: tuple[float, float]  # 95%, from a bootstrap over the images; nan without it or with one image
+    intervals: dict[str, dict[str, tuple[float, float]]]  # likewise of `matches.RESAMPLED`, of box, mask_by_class,
+    # mask_by_mask, and gain: the last less the one before it
     oracle_gap: float  # mask AP by oracle score minus by class score
     oracle_gap_closed: float  # gain / oracle_gap; nan where the gap is not positive
     per_category: tuple[CategoryAP, ...]
@@ -82,6 +83,7 @@ class CocoAP:
         self._numbers = np.array([number for number, _ in self.categories], dtype=np.int64)
         self._image_ids: set[int] = set()
         self._final: dict[str, Any] = {}  # finished evaluators, once there are any
+        self.matches = Matches(self.categories)
         listed = [{"id": number, "name": name} for number, name in self.categories]
         self._evaluators = {
             ranking: hotcoco.StreamingEval(listed, "bbox" if ranking == "box" else "segm") for ranking in _RANKINGS
@@ -112,6 +114,7 @@ class CocoAP:
         for truth, of_image in paired:
             for ranking, rows in detection_dicts(truth, of_image, (true or {}).get(truth.image_id)).items():
                 found[ranking] += rows
+        self.matches.update(truths, detections)
         for ranking, evaluator in self._evaluators.items():
             evaluator.update(images, annotations, found[ranking])
         self._image_ids.update(truth.image_id for truth in truths)
@@ -138,13 +141,15 @@ class CocoAP:
         for ranking in _RANKINGS:
             states = [part._evaluators[ranking] for part in parts]
             merged._evaluators[ranking] = hotcoco.StreamingEval.merge(states)
+        merged.matches = Matches.merge(part.matches for part in parts)
         return merged
 
     def to_bytes(self) -> bytes:
-        """The state, to be sent to another process: 74 (1 category) to 114 (80) bytes a detection, all rankings."""
+        """The state, to be sent to another process: 90 (1 category) to 130 (80) bytes a detection, all rankings."""
         blobs = [
             json.dumps(self.categories).encode(),
             np.array(sorted(self._image_ids), dtype=np.int64).tobytes(),
+            self.matches.to_bytes(),
             *(self._evaluators[ranking].to_bytes() for ranking in _RANKINGS),
         ]
         return _HEADER.pack(*(len(blob) for blob in blobs)) + b"".join(blobs)
@@ -154,9 +159,10 @@ class CocoAP:
         """Reads back `to_bytes`."""
         ends = _HEADER.size + np.cumsum(_HEADER.unpack_from(data))
         starts = [_HEADER.size, *ends[:-1]]
-        categories, image_ids, *states = (data[a:b] for a, b in zip(starts, ends, strict=True))
+        categories, image_ids, matches, *states = (data[a:b] for a, b in zip(starts, ends, strict=True))
         restored = cls([(number, name) for number, name in json.loads(categories)])
         restored._image_ids = set(np.frombuffer(image_ids, dtype=np.int64).tolist())
+        restored.matches = Matches.from_bytes(matches, restored.categories)
         for ranking, state in zip(_RANKINGS, states, strict=True):
             restored._evaluators[ranking] = hotcoco.StreamingEval.from_bytes(state)
         return restored
@@ -165,9 +171,9 @@ class CocoAP:
         """Computes the report; nothing can be added afterwards.
 
         Args:
-            bootstrap: resamplings of the images for `gain_interval`; 0 leaves it nan. One takes about 0.07 s
-                for 2000 images of 100 detections on two cores, and grows with the images.
-            seed: of the resampling, at least 0.
+            bootstrap: draws of the images for the intervals; 0 leaves them nan. One takes about 0.1 s for 5000
+                images of 100 detections on one core, and grows with the images.
+            seed: of the draws, at least 0.
 
         Raises:
             InputError: no image was scored.
@@ -176,51 +182,32 @@ class CocoAP:
         # `compare` accumulates by itself and, unlike `summarize`, prints nothing.
         box = hotcoco.compare(final["box"], final["box"])
         oracle = hotcoco.compare(final["class"], final["oracle"])
-        gained = hotcoco.compare(final["class"], final["mask"], bootstrap, _spread(seed), confidence=0.95)
+        gained = hotcoco.compare(final["class"], final["mask"])
         by_class, by_mask = _metrics(gained["metrics_a"]), _metrics(gained["metrics_b"])
         by_oracle = _metrics(oracle["metrics_b"])
         gain, gap = by_mask["AP"] - by_class["AP"], by_oracle["AP"] - by_class["AP"]
-        interval = (float("nan"), float("nan"))
-        if bootstrap > 0 and not np.isnan(gain):
-            interval = _rescaled(gain, gained["ci"]["AP"], len(self._image_ids))
+        intervals = self._intervals(bootstrap, seed)
         return APReport(
             box=_metrics(box["metrics_a"]),
             mask_by_class=by_class,
             mask_by_mask=by_mask,
             mask_by_oracle=by_oracle,
             gain=gain,
-            gain_interval=interval,
+            gain_interval=intervals["gain"]["AP"],
+            intervals=intervals,
             oracle_gap=gap,
             oracle_gap_closed=gain / gap if gap > 0 else float("nan"),
             per_category=self._per_category(gained["per_category"], oracle["per_category"]),
         )
 
-    def difference(
-        self, other: CocoAP, ranking: str, bootstrap: int = 1000, seed: int = 0
-    ) -> tuple[float, tuple[float, float]]:
-        """AP of this evaluation less that of another on the same images; nothing can be added afterwards.
-
-        Args:
-            other: of another detector.
-            ranking: box, class, mask or oracle.
-            bootstrap: resamplings of the images, the same for both; 0 leaves the interval nan.
-            seed: of the resampling, at least 0.
-
-        Returns:
-            The difference in AP, a fraction, and its 95% interval.
-
-        Raises:
-            InputError: the evaluations are of other images or categories.
-        """
-        if (self.categories, self._image_ids) != (other.categories, other._image_ids):
-            raise InputError("evaluations of different images or categories have no difference; evaluate both on one "
-                             "data set")  # fmt: skip
-        one, two = other._finished()[ranking], self._finished()[ranking]
-        compared = hotcoco.compare(one, two, bootstrap, _spread(seed), confidence=0.95)
-        difference = _metrics(compared["metrics_b"])["AP"] - _metrics(compared["metrics_a"])["AP"]
-        if bootstrap == 0 or np.isnan(difference):
-            return difference, (float("nan"), float("nan"))
-        return difference, _rescaled(difference, compared["ci"]["AP"], len(self._image_ids))
+    def _intervals(self, bootstrap: int, seed: int) -> dict[str, dict[str, tuple[float, float]]]:
+        names = ("box", "mask_by_class", "mask_by_mask", "gain")
+        if bootstrap == 0 or len(self._image_ids) < 2:
+            return {name: dict.fromkeys(RESAMPLED, (float("nan"), float("nan"))) for name in names}
+        box, by_class, by_mask = self.matches.resample(bootstrap, seed).values()
+        gain = {name: by_mask[name] - by_class[name] for name in RESAMPLED}
+        of = zip(names, (box, by_class, by_mask, gain), strict=True)
+        return {name: {metric: percentiles(drawn[metric]) for metric in RESAMPLED} for name, drawn in of}
 
     def curves(self, ious: Sequence[float] = (0.5, 0.75)) -> tuple[PrecisionRecall, ...]:
         """Precision against recall, for each ranking and each of `ious`; nothing can be added afterwards.
@@ -258,25 +245,6 @@ class CocoAP:
             CategoryAP(number, name, *values.get(number, (nan, nan)), best.get(number, nan))
             for number, name in self.categories
         )
-
-
-def _spread(seed: int) -> int:
-    """hotcoco seeds resampling i with seed + i: neighbouring seeds would share all but one of them."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0])
-
-
-def _rescaled(gain: float, ci: dict[str, float], images: int) -> tuple[float, float]:
-    """Widens hotcoco's interval to a bootstrap's.
-
-    hotcoco (1.3) draws images with replacement, but counts a repeated one once. That is subsampling without
-    replacement of a fraction f = 1 - (1 - 1/n)^n, whose spread is sqrt((1 - f) / f), about 0.76, of a
-    bootstrap's: taken as it is, the interval would cover 86% instead of 95%.
-    """
-    if images < 2:
-        return (float("nan"), float("nan"))
-    kept = 1 - (1 - 1 / images) ** images
-    scale = math.sqrt(kept / (1 - kept))
-    return (gain + scale * (ci["lower"] - gain), gain + scale * (ci["upper"] - gain))
 
 
 def _metrics(values: dict[str, float]) -> dict[str, float]:

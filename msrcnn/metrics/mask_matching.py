@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from msrcnn.metrics.coco_ap import IOU_THRESHOLDS
-
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's thresholds, over which AP is the mean."""
+AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""COCO's ranges of area in pixels, both ends included."""
 LOWEST = IOU_THRESHOLDS.min()
 """A detection that overlaps everything less can neither take an instance nor be ignored."""
 
@@ -27,6 +29,7 @@ class Group:
     rows: Ints  # [n] detections that reach the lowest threshold with some instance, as numbers over all images
     overlaps: Floats  # [n, g] with each instance, those that are no crowd first
     crowd: Bools  # [g]
+    areas: Floats  # [g], of each instance, as annotated
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Bucket:
     group: Ints  # [n] the group of each, from 0
     overlaps: Floats  # [n, g] with instances that are no crowd; -1 where padded
     crowd_overlap: Floats  # [n] the highest with a crowd, -1 for none
-    groups: int
+    areas: Floats  # [groups, g] of these instances; nan where padded
 
 
 def buckets_of(groups: Sequence[Group]) -> list[Bucket]:
@@ -51,15 +54,16 @@ def buckets_of(groups: Sequence[Group]) -> list[Bucket]:
         rows = np.concatenate([g.rows for g in alike])
         overlaps = np.full((len(rows), size), -1.0)
         crowd_overlap = np.full(len(rows), -1.0)
+        areas = np.full((len(alike), size), np.nan)
         begin = 0
-        for g in alike:
+        for i, g in enumerate(alike):
             end, real = begin + len(g.rows), int((~g.crowd).sum())
-            overlaps[begin:end, :real] = g.overlaps[:, :real]
+            overlaps[begin:end, :real], areas[i, :real] = g.overlaps[:, :real], g.areas[:real]
             if real < len(g.crowd):
                 crowd_overlap[begin:end] = g.overlaps[:, real:].max(axis=1)
             begin = end
         number = np.repeat(np.arange(len(alike)), [len(g.rows) for g in alike])
-        buckets.append(Bucket(rows, number, overlaps, crowd_overlap, len(alike)))
+        buckets.append(Bucket(rows, number, overlaps, crowd_overlap, areas))
     return buckets
 
 
@@ -84,35 +88,68 @@ def ranks_within(group: Ints, scores: Floats, kept: Bools) -> Ints:
     return ranks
 
 
-def match(buckets: Sequence[Bucket], scores: Floats, kept: Bools) -> tuple[Bools, Bools]:
+def match(
+    buckets: Sequence[Bucket], scores: Floats, kept: Bools, areas: Sequence[str] = ("all",)
+) -> tuple[Bools, Bools]:
     """COCO's greedy matching at all thresholds.
 
     In the order of the scores each detection takes the instance that is left with the highest overlap, of equal ones
-    the last. What takes none but overlaps a crowd is ignored. All groups take their r-th detection at once.
+    the last. What takes none but overlaps a crowd is ignored. Instances outside a range of areas come second: what
+    takes one of these is ignored. All groups take their r-th detection at once.
 
     Args:
         buckets: of `buckets_of`.
         scores: [N].
         kept: [N] rows that take part.
+        areas: A ranges, of `AREAS`, each for itself.
 
     Returns:
-        Whether each detection took an instance, and whether it is ignored: bool [N, 10] each.
+        Whether each detection took an instance, and whether it is ignored: bool [N, A, 10] each.
     """
-    hit = np.zeros((len(scores), len(_REQUIRED)), dtype=bool)
+    hit = np.zeros((len(scores), len(areas), len(_REQUIRED)), dtype=bool)
     ignored = np.zeros_like(hit)
     for bucket in buckets:
         present = kept[bucket.rows]
         ranks = ranks_within(bucket.group, scores[bucket.rows], present)  # among those that overlap enough
         order = np.argsort(ranks, kind="stable")[: int(present.sum())]
         steps = np.split(order, np.flatnonzero(np.diff(ranks[order])) + 1)
-        free = np.ones((bucket.groups, len(_REQUIRED), bucket.overlaps.shape[1]), dtype=bool)
+        last_first = bucket.areas[:, ::-1]  # [groups, g]
+        outside = np.stack([~within(last_first, area) for area in areas], 1)[:, :, None]  # [groups, A, 1, g]
+        free = np.ones((len(last_first), len(areas), len(_REQUIRED), last_first.shape[1]), dtype=bool)
         for step in steps:  # [m] members of the bucket, one of a group
             group, rows = bucket.group[step], bucket.rows[step]
-            left = np.where(free[group], bucket.overlaps[step, None, ::-1], -1.0)  # [m, 10, g], the last one first
-            best = left.argmax(axis=2)  # [m, 10]
-            taken = np.take_along_axis(left, best[..., None], axis=2)[..., 0] >= _REQUIRED  # [m, 10]
-            of, threshold = np.nonzero(taken)
-            free[group[of], threshold, best[of, threshold]] = False
-            hit[rows] = taken
-            ignored[rows] = ~taken & (bucket.crowd_overlap[step, None] >= _REQUIRED)
+            left = np.where(free[group], bucket.overlaps[step, None, None, ::-1], -1.0)  # [m, A, 10, g]
+            hit[rows] = taken = _take(np.where(outside[group], -1.0, left), _REQUIRED, free, group)
+            by_crowd = bucket.crowd_overlap[step, None, None]  # [m, 1, 1]
+            passed = by_crowd >= _REQUIRED  # [m, 1, 10]
+            if outside.any():  # a crowd that is overlapped more is taken before, as often as one likes
+                left = np.where(outside[group] & ~taken[..., None], left, -1.0)
+                passed = passed | _take(left, np.maximum(_REQUIRED, by_crowd), free, group)
+            ignored[rows] = ~taken & passed
     return hit, ignored
+
+
+def within(areas: npt.ArrayLike, area: str) -> Bools:
+    """Whether areas in pixels are in one of `AREAS`, of any shape; also where they are nan."""
+    low, high = AREAS[area]
+    values = np.asarray(areas, dtype=np.float64)
+    return ~((values < low) | (values > high))
+
+
+def _take(left: Floats, required: Floats, free: Bools, group: Ints) -> Bools:
+    """Lets each member take the instance with the highest overlap if it is enough, and marks that in `free`.
+
+    Args:
+        left: [m, A, 10, g] overlaps, -1 with what it may not take.
+        required: [10] or [m, 1, 10].
+        free: [groups, A, 10, g], changed in place.
+        group: [m] of each member.
+
+    Returns:
+        Whether it took one, [m, A, 10].
+    """
+    best = left.argmax(axis=3)  # [m, A, 10]
+    taken: Bools = left.max(axis=3) >= required  # [m, A, 10]
+    of, area, threshold = np.nonzero(taken)
+    free[group[of], area, threshold, best[of, area, threshold]] = False
+    return taken

@@ -9,7 +9,7 @@ than the images do), so their part is Student's t.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from msrcnn.errors import InputError, require
 
 LEVELS = (2.5, 97.5)
 """Percentiles between which 95% of the draws lie."""
+BLOCK = 2**23
+"""Counts of images that are drawn at once: 64 MB."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,32 @@ def image_draws(images: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
     Raises:
         InputError: a value is not accepted.
     """
-    for name, value, least in (("images", images, 1), ("draws", draws, 1), ("seed", seed, 0)):
-        require(value >= least, name, value, f"at least {least}")
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
+    _check_draws(images, draws, seed)
+    return _drawn(np.random.default_rng(seed), images, draws)
+
+
+def draw_blocks(images: int, draws: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The rows of `image_draws` a few at a time, so that those of many images need not be held at once.
+
+    Raises:
+        InputError: as `image_draws`.
+    """
+    _check_draws(images, draws, seed)
+    rng, at_once = np.random.default_rng(seed), max(1, BLOCK // images)
+    for begin in range(0, draws, at_once):
+        yield _drawn(rng, images, min(at_once, draws - begin))
+
+
+def percentiles(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the 95% interval of R draws; of those alone that have a value, nan if none has.
+
+    A draw without an instance in a range of areas has no AP there.
+    """
+    there = drawn[~np.isnan(drawn)]
+    if len(there) == 0:
+        return float("nan"), float("nan")
+    low, high = np.percentile(there, LEVELS).tolist()
+    return low, high
 
 
 def hierarchical(values: Sequence[npt.NDArray[np.float64]], points: Sequence[float], seed: int) -> Interval:
@@ -85,3 +110,12 @@ def hierarchical(values: Sequence[npt.NDArray[np.float64]], points: Sequence[flo
         drawn = drawn + t.ppf(levels, len(points) - 1) * np.std(points, ddof=1) / np.sqrt(len(points))
     low, high = np.percentile(drawn, LEVELS)
     return Interval(float(np.mean(points)), float(low), float(high))
+
+
+def _check_draws(images: int, draws: int, seed: int) -> None:
+    for name, value, least in (("images", images, 1), ("draws", draws, 1), ("seed", seed, 0)):
+        require(value >= least, name, value, f"at least {least}")
+
+
+def _drawn(rng: np.random.Generator, images: int, draws: int) -> npt.NDArray[np.int64]:
+    return rng.multinomial(images, np.full(images, 1 / images), size=draws)

@@ -1,8 +1,8 @@
 """`msrcnn report`: reads what runs left, and writes the page.
 
 Time and memory, on two cores: 5,000 images of 150 x 180 pixels with 100 detections each took 4 s and 0.3 GB, the start
-of Python included; of that a picture takes 5 to 20 ms. Larger masks take longer. Comparing runs reads each as scoring
-does (the same images: 3 ms each, 0.7 GB for two runs), and resamples: see `pipelines.report.comparison`.
+of Python included; of that a picture takes 5 to 20 ms. Larger masks take longer. Comparing runs matches their
+detections (5 ms an image), and draws images: see `pipelines.report.comparison`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from msrcnn.errors import InputError
-from msrcnn.metrics.coco_ap import CocoAP
+from msrcnn.metrics.matches import Matches
 from pipelines.progress import duration
 from pipelines.provenance import made
 from pipelines.report.comparison import intervals_of, lines_of, settings_of
@@ -50,7 +50,7 @@ def report(config: ReportConfig, log: Callable[[str], None] = print) -> Location
 
 def found_in(runs: Sequence[Run], config: ReportConfig, log: Callable[[str], None]) -> Found:
     """What the rows of the runs give."""
-    states: dict[int, CocoAP] = {}
+    states: dict[int, Matches] = {}
     pictures: dict[str, list[Picture]] = {}
     instances: dict[tuple[int, str], int] = {}
     base = runs[baseline(runs)]
@@ -60,8 +60,8 @@ def found_in(runs: Sequence[Run], config: ReportConfig, log: Callable[[str], Non
             continue
         comparable = run.dataset == base.dataset
         rows = read_rows_of(run, len(with_rows) > 1 and comparable and config.bootstrap > 0, log)
-        if rows.ap is not None:
-            states[index] = rows.ap
+        if rows.matches is not None:
+            states[index] = rows.matches
         if comparable:
             instances = {(c.number, c.name): int(rows.instances[c.number]) for c in run.manifest.categories}
         picks = picks_of(rows, -(-config.gallery // len(with_rows)))

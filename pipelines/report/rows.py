@@ -1,8 +1,8 @@
-"""One pass over the stored rows: what the gallery is chosen from, and the AP states that runs are compared by.
+"""One pass over the stored rows: what the gallery is chosen from, and the matches that runs are compared by.
 
 Row groups are read one after the other, without their images. What stays are 48 bytes a detection, 40 a missed
-instance, and for a comparison some hundred bytes a detection (`pipelines.scoring.PartialScores`): 500,000 detections
-take 24 MB alone, and 0.2 GB more for each run that is compared.
+instance, and for a comparison 68 bytes a detection (`msrcnn.metrics.matches`): 500,000 detections take 24 MB alone, and
+34 MB more for each run that is compared.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from msrcnn.metrics.coco_ap import CocoAP
 from msrcnn.metrics.maskiou import MATCHED_IOU, overlaps
+from msrcnn.metrics.matches import Matches
 from msrcnn.rows import ImageDetections, ImageTruth
 from pipelines.progress import Progress
 from pipelines.report.runs import Run
@@ -40,13 +40,13 @@ class Rows:
         detections: [D] of `DETECTION`.
         missed: [M] of `MISSED`.
         instances: [C + 1] non-crowd instances of each category by its number.
-        ap: the state of all images, if it was asked for.
+        matches: of all images, if they were asked for.
     """
 
     detections: npt.NDArray[np.void]
     missed: npt.NDArray[np.void]
     instances: npt.NDArray[np.int64]
-    ap: CocoAP | None
+    matches: Matches | None
 
 
 def read_rows_of(run: Run, compared: bool, log: Callable[[str], None]) -> Rows:
@@ -54,7 +54,7 @@ def read_rows_of(run: Run, compared: bool, log: Callable[[str], None]) -> Rows:
 
     Args:
         run: with manifest and detections.
-        compared: whether to keep what `CocoAP.difference` needs.
+        compared: whether to keep the matches.
         log: takes lines that say how far it is.
 
     Raises:
@@ -62,25 +62,23 @@ def read_rows_of(run: Run, compared: bool, log: Callable[[str], None]) -> Rows:
     """
     assert run.manifest is not None
     assert run.detections is not None
-    ap = CocoAP(categories_of(run.manifest)) if compared else None
+    matches = Matches(categories_of(run.manifest)) if compared else None
     log(f"reading the detections of {run.name}: {run.manifest.rows} images")
     found, missed = [np.zeros(0, DETECTION)], [np.zeros(0, MISSED)]
     instances = np.zeros(len(run.manifest.categories) + 1, dtype=np.int64)
     progress = Progress(run.manifest.rows, log)
     for number, group in enumerate(run.groups):
         truths, by_id = read_part(group, run.detections.folder)
-        true = {}
         for place, truth in enumerate(truths):
             instances += np.bincount(truth.categories[~truth.crowd], minlength=len(instances))
             detected = by_id.get(truth.image_id) or nothing(truth)
             overlap = overlaps(truth, detected)
-            true[truth.image_id] = overlap.true
             found.append(_detections(number, place, detected, overlap.true))
             missed.append(_missed(number, place, truth, overlap.covered))
-        if ap is not None:
-            ap.update(truths, list(by_id.values()), true)
+        if matches is not None:
+            matches.update(truths, list(by_id.values()))
         progress.add(len(truths))
-    return Rows(np.concatenate(found), np.concatenate(missed), instances, ap)
+    return Rows(np.concatenate(found), np.concatenate(missed), instances, matches)
 
 
 def nothing(truth: ImageTruth) -> ImageDetections:

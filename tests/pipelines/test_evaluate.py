@@ -130,7 +130,7 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     evaluate_once(again, lines.append)
     assert lines[-1] == f"{config.out}: holds the numbers of this model on these shards, nothing to do"
     assert {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()} == after
-    with pytest.raises(InputError, match="already holds an evaluation"):  # of other resamplings
+    with pytest.raises(InputError, match="already holds an evaluation"):  # of other draws
         evaluate_once(replace(again, bootstrap=config.bootstrap + 1))
     file = locate(config.out) / "summary.json"
     file.write(json.dumps(json.loads(file.read()) | {"images": {"failed": 1}}).encode())
