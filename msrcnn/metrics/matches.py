@@ -72,7 +72,7 @@ class Matches:
         rows = np.zeros(len(columns.image), _DETECTION)
         rows["image_id"], rows["category"] = columns.image_ids[columns.image], columns.category
         rows["class_score"] = columns.class_scores
-        rows["mask_score"] = rows["class_score"] * columns.maskious.astype(np.float32)
+        rows["mask_score"] = rows["class_score"] * columns.factors.astype(np.float32)
         ranked = ((boxes, "class_score"), (masks, "class_score"), (masks, "mask_score"))
         for r, (rankings, score) in enumerate(ranked):
             hit, ignored = rankings.match(rows[score])  # [n, A, 10]
