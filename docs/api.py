@@ -32,6 +32,39 @@ print(len(dataset.images), "images of", [c.name for c in dataset.categories], le
 for found in predict(model, [Path("val", image.file_name) for image in dataset.images]):
     print(found.image, found.names[:3], found.mask_scores[:3], found.masks().shape)
 ```
+
+The detector in a training loop of one's own, on the first shard of a data set. `load_weights` gives it weights to begin
+with; `.to("cuda")` moves model and batch.
+
+```python
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from msrcnn.data.batching import draw, make_batch
+from msrcnn.detector import MaskScoringRCNN
+from msrcnn.presets import find_preset
+from msrcnn.solver import learning_rate, make_optimizer, set_learning_rate
+from msrcnn.weights import save_model
+from pipelines.manifest import read_manifest
+from pipelines.stored_rows import truths_of
+
+preset, manifest = find_preset("demo"), read_manifest("shards/train")  # the preset knows 3 categories
+rows = pq.read_table("shards/train/" + manifest.parts[0].file).slice(0, 4)
+images, truths = rows["image"].to_pylist(), truths_of(rows)
+model = MaskScoringRCNN(preset.model).train()
+optimizer = make_optimizer(model, preset.solver)
+for step in range(3):
+    draws = [draw(preset.solver.seed, step, truth.image_id) for truth in truths]  # what is mirrored and sampled
+    losses = model(make_batch(images, truths, preset.data, draws))  # scalars by name
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    set_learning_rate(optimizer, learning_rate(preset.solver, step, steps_per_epoch=1))
+    optimizer.step()
+    print(step, {name: round(loss.item(), 3) for name, loss in losses.items()})
+categories = [(c.number, c.source_id, c.name) for c in manifest.categories]
+save_model(Path("own.pt"), model, preset.data, categories)  # what load_model and every command take
+```
 """
 MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.prediction": ("Picture", "Prediction", "predict"),

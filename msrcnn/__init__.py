@@ -15,11 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msrcnn.prediction import Prediction, predict
-    from msrcnn.weights import load_model
+    from msrcnn.errors import InputError
+    from msrcnn.prediction import Prediction, predict, predictions
+    from msrcnn.weights import Checkpoint, load_model
 
-__all__ = ["Prediction", "load_model", "predict"]
+__all__ = ["Checkpoint", "InputError", "Prediction", "load_model", "predict", "predictions"]
 __version__ = "0.1.0"
+HOMES = {"InputError": "errors", "Checkpoint": "weights", "load_model": "weights"}
+"""Modules of what is exported and not in `msrcnn.prediction`."""
 MODEL = "model.pt"
 """A finished model in the folder of its training."""
 
@@ -29,4 +32,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in __all__:
         raise AttributeError(f"module 'msrcnn' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module("msrcnn.weights" if name == "load_model" else "msrcnn.prediction"), name)
+    return getattr(import_module(f"msrcnn.{HOMES.get(name, 'prediction')}"), name)

@@ -14,8 +14,8 @@ from tests.commands import ROOT
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 FENCED = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-OUTPUT = ("text", "json")
-"""Languages of blocks that show something."""
+OUTPUT = ("text", "json", "toml")
+"""Languages of blocks that show something; spaces of sweeps are read by `test_commands`."""
 INLINE = re.compile(r"`([^`\n]+)`")
 
 
@@ -131,6 +131,8 @@ PARSED = {
     r"make (setup|demo|test)\b|source ": "the installation, the whole job, and this test itself",
     r"\.venv/bin/mlflow ui ": "serves until it is ended",
     r"(msrcnn|venv/bin/msrcnn) .*--address": "needs a cluster; tests/cluster submits and joins one",
+    r"msrcnn (train|evaluate) .*--gpu": "needs a GPU",
+    r"msrcnn sweep \S+\.toml": "the page shows the file; test_commands plans its trials",
     r"msrcnn study ": "hours; tests/pipelines/test_study.py runs one of the smallest size",
     r"msrcnn submit ": "needs a cluster; tests/cluster submits jobs to one",
     r"srun .*/bin/msrcnn ": "needs Slurm; tests/cluster/test_slurm.py has a stand-in for its commands",

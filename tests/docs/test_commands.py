@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 
 from cluster.credentials import check_command
+from msrcnn.presets import find_preset
 from pipelines.cli import main
+from pipelines.sweep_plan import make_plan
 from pipelines.verbs import VERBS, parse
 from tests.commands import ROOT
 from tests.docs.documents import (
     DOCUMENTS,
+    FENCED,
     IN_A_BUCKET,
     QUICK,
     REAL,
@@ -112,6 +115,20 @@ def options_of(verb: str) -> frozenset[str]:
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         parse(verb, ["--help"])
     return frozenset(re.findall(r"(?<![\w-])--[a-z][\w.-]*", said.getvalue()))
+
+
+def test_the_space_that_a_page_shows_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written as the page says, the page's command plans a trial for each learning rate."""
+    (shown,) = (block["body"] for block in FENCED.finditer((ROOT / "docs/sweeps.md").read_text())
+                if block["language"] == "toml")  # fmt: skip
+    (step,) = (step for step in steps_of("docs/sweeps.md") if ".toml" in step.text)
+    (tmp_path / step.words[2]).write_text(shown)
+    monkeypatch.chdir(tmp_path)
+    trials = make_plan(parse("sweep", step.words[2:])).trials.values()
+    assert [trial.train.solver.lr for trial in trials] == [0.01, 0.02, 0.04, 0.08]
+    assert {(trial.train.model.channels, trial.train.weights) for trial in trials} == {
+        (find_preset("small").model.channels, "ResNet18_Weights.IMAGENET1K_V1")
+    }
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if d not in ("docs/log.md", "docs/api.md")])

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,11 +202,18 @@ def test_a_model_that_is_not_there(tmp_path):
 
 
 def test_importing_the_package_imports_no_torch():
-    code = "import sys, msrcnn; print('torch' in sys.modules); from msrcnn import predict; print('ray' in sys.modules)"
+    code = ("import sys; from msrcnn import InputError; print('torch' in sys.modules); "
+            "from msrcnn import *; print('torch' in sys.modules, 'ray' in sys.modules)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\nFalse\n"
-    with pytest.raises(AttributeError, match="it has Prediction, load_model, predict"):
+    assert done.stdout == "False\nTrue False\n"
+    with pytest.raises(AttributeError, match="it has Checkpoint, InputError, Prediction, load_model, predict"):
         msrcnn.load  # noqa: B018
+
+
+def test_the_package_exports_what_its_modules_have(model):
+    assert (msrcnn.predictions, msrcnn.InputError) == (predictions, InputError)
+    assert isinstance(model, msrcnn.Checkpoint)
+    assert (Path(msrcnn.__file__).parent / "py.typed").is_file()
 
 
 def test_a_prediction_of_nothing(model):

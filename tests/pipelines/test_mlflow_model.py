@@ -165,7 +165,9 @@ def test_nothing_in_a_logged_model_is_pickled(tmp_path):
     uri = log_model(tracker, tmp_path / "model.pt", "detector")
     folder = tmp_path / "mlartifacts" / "models" / uri.removeprefix("models:/") / "artifacts"
     files = [path for path in folder.rglob("*") if path.is_file()]
-    weights = [path for path in files if path.suffix not in (".py", ".yaml", ".txt") and path.name != "MLmodel"]
+    weights = [
+        path for path in files if path.suffix not in (".py", ".yaml", ".txt", ".typed") and path.name != "MLmodel"
+    ]
     assert [path.relative_to(folder).as_posix() for path in weights] == ["artifacts/model.pt"]  # torch, weights only
     for path in set(files) - set(weights):
         path.read_bytes().decode("utf-8")
