@@ -72,6 +72,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.presets": ("Preset", "PRESETS", "find_preset"),
     "msrcnn.config": (),
     "msrcnn.maskiou_config": ("MaskIoUConfig",),
+    "msrcnn.inference_config": ("InferenceConfig", "SelectionChanges"),
     "msrcnn.detector": ("MaskScoringRCNN",),
     "msrcnn.structures": (),
     "msrcnn.weights": ("Checkpoint", "save_model", "load_model"),

@@ -16,6 +16,7 @@ from msrcnn import MODEL
 from msrcnn.config import DataConfig, model_config_from_dict, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig
 
 FORMAT = 1
 
@@ -86,16 +87,19 @@ def save_model(
     )
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", inference: InferenceConfig | None = None
+) -> Checkpoint:
     """Reads a model written by `save_model`, in testing mode.
 
     Args:
         path: the file, or the folder of a finished training, which holds it as `model.pt`.
         device: where the model goes.
+        inference: how it detects, where that is to be otherwise than the file says.
 
     Raises:
         InputError: the file is absent, damaged, of another format, or its weights do not fit its configuration or are
-            not finite.
+            not finite; or `inference` means nothing with this model.
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
@@ -109,13 +113,14 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Checkpoi
             "give a run directory or its model.pt"
         )
     try:
-        model = MaskScoringRCNN(model_config_from_dict(value["model"]))
+        config = model_config_from_dict(value["model"])
         categories = tuple((int(n), int(i), str(s)) for n, i, s in value["categories"])
         data = DataConfig(**value["data"])
         weights = dict(value["weights"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: not a model checkpoint ({what}); give a run directory or its model.pt") from None
+    model = MaskScoringRCNN(config if inference is None else inference.applied(config))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -52,7 +52,8 @@ class Origin:
     Attributes:
         model: SHA-256 of the model file, or of another detector's results.
         dataset: fingerprint of the shards.
-        settings: everything else that changes them; and `heads`, where the model may have further MaskIoU heads.
+        settings: everything else that changes them; among it `heads`, where the model may have further MaskIoU heads,
+            and `inference`, where the model was to detect otherwise than its file says.
     """
 
     model: str
@@ -63,6 +64,11 @@ class Origin:
     def heads(self) -> tuple[str, ...]:
         """The names of further MaskIoU heads (`ModelConfig.heads`), whose predictions the rows hold in this order."""
         return tuple(self.settings.get("heads", ()))
+
+    @property
+    def inference(self) -> dict[str, dict[str, Any]]:
+        """In what the model detected otherwise than its file says (`InferenceConfig.changed`)."""
+        return dict(self.settings.get("inference", {}))
 
     def differences(self, held: Origin) -> str:
         """In which fields `held`, of parts that are there, is another; empty if in none."""

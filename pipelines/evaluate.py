@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cluster.session import connect
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig
 from msrcnn.weights import load_model
 from pipelines.detection_parts import DETECTIONS, VERSION, Origin, StoredDetections, report_failures
 from pipelines.inference import DetectJob, detect
@@ -34,11 +36,11 @@ def other_categories(known: Sequence[str], manifest: Manifest) -> str:
                 f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
 
 
-def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
+def origin_of(weights: Location, manifest: Manifest, shards: object, inference: InferenceConfig) -> Origin:
     """What the detections of this model on these shards follow from.
 
     Raises:
-        InputError: model and shards have different categories.
+        InputError: model and shards have different categories, or `inference` means nothing with this model.
     """
     with on_disk(weights) as path:
         checkpoint = load_model(path)
@@ -46,8 +48,11 @@ def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
     if wrong := other_categories([name for _, _, name in checkpoint.categories], manifest):
         raise InputError(f"{weights}: its categories are not those of {shards} ({wrong}); "
                          "use a model that was trained for this data set")  # fmt: skip
-    heads = list(checkpoint.model.config.heads)
-    return Origin(checksum, manifest.fingerprint, {"rows": VERSION, "heads": heads})
+    model = checkpoint.model.config
+    settings: dict[str, Any] = {"rows": VERSION, "heads": list(model.heads)}
+    if changed := inference.changed(model):
+        settings["inference"] = changed
+    return Origin(checksum, manifest.fingerprint, settings)
 
 
 def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) -> None:
@@ -58,10 +63,11 @@ def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) ->
     out = locate(config.out)
     held = finished(out, out / DETECTIONS)
     if held is not None and not (config.strict and held.get("images", {}).get("failed")):
-        with on_disk(find_model(config.model)[0]) as path:
-            wanted = {"model_sha256": sha256_of(path), "shards": read_manifest(config.shards).fingerprint,
-                      "asked": asked(config)}  # fmt: skip
-        if wanted == {name: held.get(name) for name in wanted}:
+        weights, manifest = find_model(config.model)[0], read_manifest(config.shards)
+        origin = origin_of(weights, manifest, config.shards, config.inference)
+        wanted = {"model_sha256": origin.model, "shards": origin.dataset, "inference": origin.inference,
+                  "asked": asked(config)}  # fmt: skip
+        if wanted == {name: held.get(name, {}) for name in wanted}:
             log(f"{out}: holds the numbers of this model on these shards, nothing to do")
             return
     evaluate(config, log)
@@ -79,7 +85,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     manifest = read_manifest(config.shards)
     weights, record = find_model(config.model)
     check_output(out)
-    origin = origin_of(weights, manifest, config.shards)
+    origin = origin_of(weights, manifest, config.shards, config.inference)
     mark(out)  # fails before anything is noted elsewhere
     given = absolute(config.tracking) if config.tracking else None
     joined = record if record and given in (None, record.mlflow_address) and here(record.mlflow_address) else None
@@ -92,7 +98,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
             with connect(config.address):
                 groups = row_groups(manifest)
                 detections = _detections(config, manifest, groups, DetectJob(
-                    weights.url, out / DETECTIONS, origin, config.batch), log)  # fmt: skip
+                    weights.url, out / DETECTIONS, origin, config.batch, config.inference), log)  # fmt: skip
                 scores = score_all(manifest, groups, detections, log)
             seconds = round(time.monotonic() - began, 1)
             evaluated = Evaluated(manifest, groups, detections)
@@ -101,7 +107,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
         except BaseException as error:
             tracker.close(status_of(error))
             raise
-        finish(tracker, weights, manifest, summary, out, log)
+        finish(tracker, weights, evaluated, summary, out, log)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 
@@ -114,7 +120,8 @@ def detect_only(config: EvaluateConfig, log: Callable[[str], None] = print) -> S
     """
     out, manifest = locate(config.out), read_manifest(config.shards)
     weights, _ = find_model(config.model)
-    job = DetectJob(weights.url, out / DETECTIONS, origin_of(weights, manifest, config.shards), config.batch)
+    origin = origin_of(weights, manifest, config.shards, config.inference)
+    job = DetectJob(weights.url, out / DETECTIONS, origin, config.batch, config.inference)
     out.make_folder()
     with exclusively(out, "evaluating into"), connect(config.address):
         return _detections(config, manifest, row_groups(manifest), job, log)

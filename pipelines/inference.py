@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from msrcnn.data.batching import make_batch, one_canvas_batches
 from msrcnn.detection_rows import detection_rows
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig
 from msrcnn.prediction import suited_batch
 from msrcnn.structures import Batch, Detections
 from msrcnn.weights import load_model
@@ -58,12 +59,14 @@ class DetectJob:
         folder: for the parts.
         origin: what they say that they were made from.
         batch: images a step of the network; 0: as many as suit the device.
+        inference: how the model detects, where that is to be otherwise than its file says.
     """
 
     weights: str
     folder: Location
     origin: Origin
     batch: int
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
 class Detector:
@@ -75,7 +78,7 @@ class Detector:
         self.device = torch.device("cuda" if gpu else "cpu")
         self.batch = job.batch or suited_batch(self.device)
         with on_disk(locate(job.weights)) as path:
-            checkpoint = load_model(path)
+            checkpoint = load_model(path, inference=job.inference)
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
 
     def __call__(self, table: pa.Table) -> pa.Table:

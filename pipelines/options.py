@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
+from msrcnn.inference_config import InferenceConfig
 from msrcnn.presets import DEFAULT_PRESET
 from pipelines.scoring_options import ReportOptions
 
@@ -168,7 +169,7 @@ class TrainConfig(TrainingOptions):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(ReportOptions):
+class EvaluateConfig(ReportOptions, InferenceConfig):
     """Detect on shards, store the detections as rows, compute every number from them.
 
     Run again after an interruption, it resumes with the images that have no detections yet.
@@ -192,7 +193,8 @@ class EvaluateConfig(ReportOptions):
     """fail, once all images have been through, if one could not be processed"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ReportOptions.__post_init__(self)
+        InferenceConfig.__post_init__(self)
         for name in ("batch", "actors"):
             require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
 

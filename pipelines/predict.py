@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
+from typing import Any
 
 import torch
 
@@ -56,13 +57,15 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     _check_output(out)
     with on_disk(weights) as path:
         model = load_model(path)
-        origin = Origin(sha256_of(path), _fingerprint(sources), {
-            "rows": VERSION, "min-score": config.min_score, "overlays": config.overlays})  # fmt: skip
+        settings: dict[str, Any] = {"rows": VERSION, "min-score": config.min_score, "overlays": config.overlays}
+        if changed := config.inference.changed(model.model.config):
+            settings["inference"] = changed
+        origin = Origin(sha256_of(path), _fingerprint(sources), settings)
     categories = [(category, name) for _, category, name in model.categories]
     del model
     if joined := _held(out, origin, log):
         return _said(joined, config, log)
-    job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch)
+    job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch, config.inference)
     log(f"detecting in {_counted(sources)} with {weights}")
     with beginning(out):
         out.make_folder()

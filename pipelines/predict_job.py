@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from PIL import Image
 from msrcnn.data.decoding import ImageError, decode_unstated
 from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig
 from msrcnn.prediction import Prediction, predictions, suited_batch
 from msrcnn.weights import Checkpoint, load_model
 from pipelines.ahead import Behind, ahead
@@ -58,6 +59,7 @@ class PredictJob:
         min_score: least mask score of a detection.
         overlays: whether they are drawn.
         batch: images a step of the network; 0: as many as suit the device.
+        inference: how the model detects, where that is to be otherwise than its file says.
     """
 
     weights: str
@@ -66,6 +68,7 @@ class PredictJob:
     min_score: float
     overlays: bool
     batch: int
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Predictor:
 
     def __init__(self, job: PredictJob, device: torch.device) -> None:
         with on_disk(locate(job.weights)) as path:
-            self.model: Checkpoint = load_model(path, device)
+            self.model: Checkpoint = load_model(path, device, job.inference)
         self.job = job
         self.batch = job.batch or suited_batch(device)
         self._overlay = Overlay([category for _, category, _ in self.model.categories])

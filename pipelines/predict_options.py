@@ -10,11 +10,12 @@ from typing import Annotated
 import tyro
 
 from msrcnn.config import require
+from msrcnn.inference_config import InferenceConfig
 from pipelines.option_names import OnUnlessNot
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(InferenceConfig):
     """Detect in images and videos: overlays, rows (Parquet), COCO results (JSON). No annotations, no shards needed.
 
     msrcnn predict runs/first photos/ 'more/*.jpg' s3://bucket/folder/ holiday.mp4
@@ -50,6 +51,7 @@ class PredictConfig:
     """Ray cluster to join; RAY_ADDRESS if absent"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.images) > 0, "IMAGES", self.images, "one or more files, folders, patterns or URLs")
         require(math.isfinite(self.min_score), "--min-score", self.min_score, "a number")
         for name in ("batch", "actors", "max_failed"):

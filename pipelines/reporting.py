@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from msrcnn.errors import InputError
+from msrcnn.inference_config import described
 from msrcnn.metrics.coco_ap import CocoAP
 from msrcnn.metrics.quality import MaskIoUQuality
 from pipelines.detection_parts import SHORT, StoredDetections
@@ -121,7 +122,8 @@ def report(
     origin = evaluated.detections.origin
     value = {
         "made": made(), **made_from, "asked": asked(wanted), "shards_folder": str(locate(evaluated.manifest.folder)),
-        "model_sha256": origin.model, "shards": origin.dataset, **plain(asdict(summary)), "tide": plain(tide),
+        "model_sha256": origin.model, "shards": origin.dataset, "inference": origin.inference,
+        **plain(asdict(summary)), "tide": plain(tide),
         "curves": plain([asdict(curve) for curve in curves]), "density": density_of(scores),
     }  # fmt: skip
     (out / SUMMARY).write_json(value)
@@ -138,20 +140,22 @@ def density_of(scores: PartialScores) -> dict[str, Any]:
 
 
 def finish(
-    tracker: Tracker, model: Location, manifest: Manifest, summary: Summary, out: Location, log: Callable[[str], None]
+    tracker: Tracker, model: Location, evaluated: Evaluated, summary: Summary, out: Location, log: Callable[[str], None]
 ) -> None:
     """Tells MLflow everything, ends its run and takes the mark away.
 
     Args:
-        tracker: the run. Where it has the numbers of another model or data set, these go to one under it.
+        tracker: the run. Where it has those of another model or data set, or of a model that detected otherwise, these
+            go to one under it.
         model: or detections, from which the numbers come.
-        manifest: of the data set.
+        evaluated: what they are from.
         summary: the numbers.
         out: the folder that holds them.
         log: takes a warning where MLflow cannot be told.
     """
     folder = f"evaluation-{summary.dataset}"
-    evaluation = f"{model.name} on {manifest.name} {manifest.fingerprint[:SHORT]}"
+    manifest, inference = evaluated.manifest, described(evaluated.detections.origin.inference)
+    evaluation = f"{model.name} on {manifest.name} {manifest.fingerprint[:SHORT]}{inference and f' with {inference}'}"
     try:
         tracker = tracker.of_evaluation(evaluation, f"evaluate {out.name}")
         tracker.metrics(summary_metrics(summary))

@@ -51,6 +51,10 @@ def rescore(config: RescoreConfig, log: Callable[[str], None] = print) -> tuple[
     out.write_json(value)
     log(f"best: {described(best)}, mask AP {percent(best.ap)}; chosen and measured on the same images, so a little "
         f"flattered; all of it: {out}")  # fmt: skip
+    if best.fusion.class_power > 0:
+        power = best.fusion.maskiou_power / best.fusion.class_power
+        log(f"evaluate, predict and serve rank so with --maskiou-power {power:g} times the power that these detections "
+            "were made with: 2 of a +ap model, else 1, if --maskiou-power was not given")  # fmt: skip
     return results
 
 

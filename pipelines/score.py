@@ -66,7 +66,7 @@ def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
         except BaseException as error:
             tracker.close(status_of(error))
             raise
-        finish(tracker, given, manifest, summary, out, log)
+        finish(tracker, given, evaluated, summary, out, log)
     log(f"scored in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 

@@ -54,7 +54,8 @@ def serve(config: ServeConfig, log: Callable[[str], None] = say) -> None:
 
     weights, _ = find_model(config.model)
     with on_disk(weights) as path:
-        load_model(path)  # what is wrong with it is said here in one line, not by each replica
+        # What is wrong is said here in one line, not by each replica.
+        load_model(path, inference=config.inference)
     local = not ray.is_initialized() and (config.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     with connect(config.address), terminable():  # in this order: Ray has a handler of its own
         _check_room(config)
@@ -103,7 +104,7 @@ def serving(config: ServeConfig, log: Callable[[str], None], ends_with_ray: bool
     else:
         _check_port(config)
         ray_serve.start(http_options={"host": config.host, "port": config.port})
-    log(f"starting {config.replicas} of {locate(config.model)}")
+    log(f"starting {config.replicas} of {config.inference.named(str(locate(config.model)))}")
     url, begun = f"http://{config.host}:{config.port}", True
     try:
         try:
@@ -136,7 +137,7 @@ def _served_there(config: ServeConfig) -> bool:
 
     if ray_serve.status().applications.get(NAME) is None:
         return False
-    wanted = str(find_model(config.model)[0])
+    wanted = config.inference.named(str(find_model(config.model)[0]))
     try:
         served = ray_serve.get_app_handle(NAME).served.remote().result(timeout_s=ANSWER_SECONDS)
     except Exception as error:  # not there any more, not up, another program's: of many kinds

@@ -26,6 +26,7 @@ from starlette.responses import Response
 from msrcnn import Prediction, __version__, load_model
 from msrcnn.data.decoding import decode_unstated
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig
 from msrcnn.prediction import predictions, suited_batch
 from pipelines.gpu_memory import too_little_to_serve
 from pipelines.options import worker_range
@@ -55,15 +56,20 @@ class Detector:
         batch: the most images a step of the network; 0: as many as suit the device.
         most: bytes of the largest image file.
         most_pixels: of the largest image.
+        inference: how the model detects, where that is to be otherwise than its file says.
     """
 
-    def __init__(self, model: str, gpu: bool, threads: int, batch: int, most: int, most_pixels: int) -> None:
+    def __init__(
+        self, model: str, gpu: bool, threads: int, batch: int, most: int, most_pixels: int,
+        inference: InferenceConfig,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         place = locate(model)
         with on_disk(place) as path:
-            self._model = load_model(path, "cuda" if gpu else "cpu")
+            self._model = load_model(path, "cuda" if gpu else "cpu", inference)
         size = batch or suited_batch(self._model.device)
         self._place, self._most, self._most_pixels = str(place), most, most_pixels
+        self._inference = inference
         self._detect: Turns[tuple[Image.Image, float | None], Prediction | InputError] = Turns(self._predictions, size)
         self._decoded = asyncio.Semaphore(2 * size)  # a batch in the network, another one ready: pixels are large
 
@@ -84,8 +90,8 @@ class Detector:
             return refusal(error)
 
     def served(self) -> str:
-        """The model, as `msrcnn serve` compares it; without the password that its URL may hold."""
-        return self._place
+        """The model and how it detects, as `msrcnn serve` compares it; without the password that its URL may hold."""
+        return self._inference.named(self._place)
 
     async def _detections(self, request: Request) -> Response:
         wanted = Wanted.of_query(request.query_params.multi_items())
@@ -118,7 +124,7 @@ class Detector:
     def _about(self) -> dict[str, Any]:
         return {
             "program": f"msrcnn {__version__}",
-            "model": self._place,
+            "model": self.served(),
             "categories": [{"id": number, "name": name} for _, number, name in self._model.categories],
             "device": str(self._model.device),
             "images_a_step": self._detect.size,
@@ -148,7 +154,7 @@ def application(options: ServiceOptions) -> serve.Application:
     )(Detector)  # fmt: skip
     threads = max(1, int(options.cpus))
     limits = int(options.max_mb * 1e6), int(options.max_megapixels * 1e6)
-    return deployment.bind(weights.url, options.gpu, threads, options.batch, *limits)
+    return deployment.bind(weights.url, options.gpu, threads, options.batch, *limits, options.inference)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:

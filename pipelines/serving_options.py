@@ -9,11 +9,12 @@ from typing import Annotated
 import tyro
 
 from msrcnn.config import require
+from msrcnn.inference_config import InferenceConfig
 from pipelines.options import worker_range
 
 
 @dataclass(frozen=True)
-class ServiceOptions:
+class ServiceOptions(InferenceConfig):
     """What is served, and by how much; also the arguments of `pipelines.serving:app`."""
 
     model: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="MODEL")]
@@ -36,6 +37,7 @@ class ServiceOptions:
     """the largest image, millions of pixels: each takes 3 MB or more, however small its file"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         worker_range(self.replicas, "--replicas")
         require(self.cpus > 0, "--cpus", self.cpus, "above 0")
         require(self.batch >= 0, "--batch", self.batch, "0 or more")

@@ -21,13 +21,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.session import connect
-from msrcnn.config import SelectionConfig, to_dict
+from msrcnn.config import to_dict
 from msrcnn.errors import InputError
-from msrcnn.weights import load_model, save_model
+from msrcnn.inference_config import SelectionChanges
 from pipelines.evaluate import evaluate
 from pipelines.manifest import read_manifest
 from pipelines.options import EvaluateConfig, TrainConfig, worker_range
@@ -50,7 +49,7 @@ MEASURED = "measured"
 DONE = "done.json"
 """In an evaluation's folder: how long training and evaluation took, and `study_origin`; that it is there means that
 both are done."""
-HARD_NMS = SelectionConfig(method="hard", iou_threshold=0.5, score_threshold=0.05)
+HARD_NMS = SelectionChanges(method="hard", iou_threshold=0.5, score_threshold=0.05)
 """Of the kind nms (section 4.1)."""
 
 
@@ -147,9 +146,7 @@ def run_stage(
     run = config.out / "runs" / stage.name
     tracking = config.tracking or f"sqlite:///{config.out.absolute()}/mlflow.db"
     paper = config.out / "runs" / replace(stage, kind="paper").name / MODEL
-    if stage.kind == "nms":
-        model = with_selection(paper, run / "measured.pt", HARD_NMS, max(plan.counts))
-    else:
+    if stage.kind != "nms":
         train(
             TrainConfig(
                 preset=plan.preset, model=plan.model(stage.part, stage.kind),
@@ -160,13 +157,12 @@ def run_stage(
             ),
             log,
         )  # fmt: skip
-        model = with_selection(
-            run / MODEL, run / "measured.pt", plan.model(stage.part, stage.kind).selection, max(plan.counts)
-        )
     if not (evaluation / SUMMARY).exists() or (evaluation / UNFINISHED).exists():
         evaluate(
             EvaluateConfig(
-                model=model, shards=shards.choose if stage.part == CHOOSE else shards.val, out=evaluation,
+                model=paper if stage.kind == "nms" else run / MODEL,
+                shards=shards.choose if stage.part == CHOOSE else shards.val, out=evaluation,
+                selection=replace(HARD_NMS if stage.kind == "nms" else SelectionChanges(), top_k=max(plan.counts)),
                 gpu=config.gpu, actors=worker_range(config.workers)[1], tracking=tracking, experiment="study",
                 bootstrap=0, figures=False,
             ),
@@ -175,20 +171,6 @@ def run_stage(
     done = {"seconds": time.monotonic() - began, "origin": origin}  # of the last attempt
     locate(evaluation / DONE).write(json.dumps(done).encode())
     return done
-
-
-def with_selection(model: Path, other: Path, selection: SelectionConfig, top_k: int) -> Path:
-    """A model that selects and gives so many detections in this way, which `model` itself may be."""
-    if other.exists():  # written again it would have another checksum, and detections are those of a checksum
-        return other
-    checkpoint = load_model(model)
-    config = replace(checkpoint.model.config, selection=replace(selection, top_k=top_k))
-    if config == checkpoint.model.config:
-        return model
-    checkpoint.model.config = config
-    locate(other.parent).make_folder()
-    save_model(other, checkpoint.model, checkpoint.data, checkpoint.categories)
-    return other
 
 
 def measured(

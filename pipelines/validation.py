@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig
 from pipelines.checkpoint_list import checkpoint_name, committed, step_of
 from pipelines.detection_parts import StoredDetections
 from pipelines.evaluate import origin_of, other_categories
@@ -201,7 +202,7 @@ class Validator:
     def _evaluate_one(self, name: str, pool: Pool) -> None:
         began = time.monotonic()
         weights, rows = self.folder / f"{name}.pt", self.folder / f"{name}.rows"
-        origin = origin_of(weights, self.manifest, self.manifest.folder)
+        origin = origin_of(weights, self.manifest, self.manifest.folder, InferenceConfig())
         job = DetectJob(weights.url, rows, origin, EvaluateConfig.batch)
         parts = detect(self.groups, job, pool, self._progress)  # goes on where a driver that was killed stopped
         stored = StoredDetections(rows, origin, tuple(parts.values()))

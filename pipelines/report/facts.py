@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from msrcnn.inference_config import described
 from pipelines.data import LARGE, SMALL, read_columns
 from pipelines.detection_parts import SHORT
 from pipelines.progress import duration
@@ -83,6 +84,8 @@ def origin_facts(run: Run) -> Facts:
     summary = run.summary or {}
     facts: list[tuple[str, Any]] = [("run", str(run.place)), ("model", summary.get("model", "")),
                                     ("SHA-256 of the model", summary.get("model_sha256", "")[:SHORT])]  # fmt: skip
+    if inference := described(summary.get("inference", {})):
+        facts.append(("detected otherwise than the model's file says", inference))
     if "seconds" in summary:
         facts.append(("evaluated or scored in", duration(summary["seconds"])))
     facts += made_facts(summary.get("made", {}), " of the evaluation")

@@ -11,9 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from msrcnn.errors import InputError
+from msrcnn.inference_config import SelectionChanges
+from msrcnn.weights import load_model
 from pipelines.detection_parts import read_info
+from pipelines.inference import detected_rows
 from pipelines.manifest import Manifest, read_manifest, write_manifest
 from pipelines.options import EvaluateConfig
 from pipelines.reading import row_groups
@@ -140,6 +144,40 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     write_model(config.out.parent / "other.pt", config.shards, seed=1)
     with pytest.raises(InputError, match="already holds an evaluation"):  # of another model
         evaluate_once(replace(again, model=config.out.parent / "other.pt"), lines.append)
+
+
+def test_a_model_that_is_to_detect_otherwise_does(undisturbed, folder, config, interrupted):
+    """Rows as of a model that is loaded so; parts and numbers of the model as its file says are not taken for them."""
+    from mlflow import MlflowClient
+
+    from pipelines.evaluate import evaluate, evaluate_once
+
+    asked = replace(config, selection=SelectionChanges(method="hard", top_k=5), maskiou_power=2.0, figures=False)
+    with pytest.raises(InputError, match=r"something else .*inference\.maskiou\.power: None -> 2\.0; "
+                                         r"inference\.selection\.method: None -> 'hard'"):  # fmt: skip
+        evaluate(asked, lambda _: None)
+    shutil.rmtree(interrupted.parent)
+    evaluate(asked, lambda _: None)
+    ours, lines = evaluation_of(config.out), []
+    checkpoint = load_model(folder / "model.pt", inference=asked.inference)
+    tables = [pq.read_table(path) for path in read_manifest(folder / "shards").paths]
+    wanted = {image: [] for image in {row["image_id"] for row in undisturbed[0].rows}}
+    for row in (r for t in tables for r in detected_rows(checkpoint.model, checkpoint.data, torch.device("cpu"), 3, t)):
+        wanted[row["image_id"]].append(row.get("mask_score"))
+    for image, scores in wanted.items():
+        assert len(scores) <= 5
+        assert [r["mask_score"] for r in ours.rows if r["image_id"] == image] == pytest.approx(scores, abs=1e-5)
+    assert all(r["worth"] == pytest.approx(max(r["maskiou"], 0) ** 2, abs=1e-6) for r in ours.rows if r["category"])
+    changed = {"selection": {"method": "hard", "top_k": 5}, "maskiou": {"power": 2.0}}
+    assert (ours.summary["inference"], undisturbed[0].summary["inference"]) == (changed, {})
+    evaluate_once(asked, lines.append)
+    assert lines[-1].endswith("nothing to do")
+    with pytest.raises(InputError, match="already holds an evaluation"):
+        evaluate_once(replace(asked, maskiou_power=1.0))
+    client = MlflowClient(config.tracking)
+    experiment = client.get_experiment_by_name("msrcnn").experiment_id
+    (run,) = client.search_runs([experiment], "attributes.status = 'FINISHED'")  # the refused one has failed
+    assert run.data.tags["evaluation"].endswith(" with selection.method=hard, selection.top_k=5, maskiou.power=2.0")
 
 
 def test_parts_of_another_model_or_data_set_are_refused(folder, config, interrupted, tmp_path):

@@ -26,6 +26,7 @@ import msrcnn
 from msrcnn import load_model
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig, SelectionChanges
 from msrcnn.structures import Batch
 from msrcnn.weights import save_model
 from pipelines import predict_job
@@ -148,6 +149,32 @@ def test_a_finished_folder_is_left_as_it_is(run, here):
         with pytest.raises(InputError, match=rf"already holds other predictions \(.*{named}.*choose another --out"):
             predicting(model, images, **options)
     assert rows.stat().st_mtime_ns == made
+
+
+def test_a_model_may_be_asked_to_select_and_rank_otherwise(run, model, here, monkeypatch):
+    """Rows as from `msrcnn.predict` with a model that is loaded so; begun with other settings, a folder is refused."""
+    for number in range(3):
+        write_image(here / "photos" / f"{number}.png", number)
+    asked = {"selection": SelectionChanges(method="hard", top_k=7), "maskiou_power": 2.0}
+    whole = msrcnn.predict(model, "photos/0.png")[0]
+    found = msrcnn.predict(load_model(run, inference=InferenceConfig(**asked)), "photos/0.png")[0]
+    assert 0 < len(found) <= 7 < len(whole)
+    assert np.array_equal(found.worths, found.maskious.clip(0) ** 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.predict.join", fail)
+        with pytest.raises(KeyboardInterrupt):
+            predicting(run, "photos", **asked)
+    for other in ({}, asked | {"maskiou_power": 3.0}):
+        with pytest.raises(InputError, match=r"holds detections of something else \(part-00000-0000.parquet: "
+                                             r"inference.*-> (None|3\.0)"):  # fmt: skip
+            predicting(run, "photos", **other)
+    _, lines = predicting(run, "photos", **asked)
+    assert "1 of 1 parts are there already" in lines
+    assert_same(of_file(rows_of(here / "predictions"), "0.png"), found)
+
+
+def fail(*_given: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_only_masks_from_the_least_score_on_are_kept(run, model, here):

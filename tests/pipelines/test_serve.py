@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from msrcnn import load_model, predict
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig, SelectionChanges
 from pipelines import serving as application
 from pipelines.serve import check_installed, serve
 from pipelines.serve import serving as serving_of
@@ -63,13 +64,17 @@ def test_the_application_takes_the_options_by_name(model):
     scale = options._deployment_config.autoscaling_config
     assert (scale.min_replicas, scale.max_replicas, scale.target_ongoing_requests) == (1, 3, 2 * 4)
     assert argued(model, {"replicas": 2})._bound_deployment.num_replicas == 2
+    asked = argued(model, {"selection": {"method": "hard", "top_k": "4"}, "maskiou_power": 2})
+    said = InferenceConfig(selection=SelectionChanges(method="hard", top_k=4), maskiou_power=2.0)
+    assert asked._bound_deployment.init_args[-1] == said
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"replica": 2}, "replica: no such argument of the service; there are model, replicas, gpu"),
+        ({"replica": 2}, "replica: no such argument of the service; there are selection, maskiou_power, model"),
         ({"queue": "many"}, "queue of the service: .*valid integer.*; correct it"),
+        ({"selection": {"sigma": 0}}, "selection.sigma = 0.0 is not accepted; it must be above 0"),
         ({"queue": 0}, "--queue = 0 is not accepted; it must be at least 1"),
         ({"max_megapixels": 500}, "--max-megapixels = 500.0 is not accepted; it must be above 0, at most 268"),
         ({"replicas": "2:1"}, "--replicas = '2:1' is not accepted; it must be a number from 1, or MIN:MAX"),
@@ -105,7 +110,7 @@ def posted(data: bytes) -> Request:
 
 def test_images_that_wait_together_go_through_the_network_together(model):
     """As on a GPU: those of one padded shape in one step; an image that is none costs the others nothing."""
-    detector = application.Detector(str(model), False, 1, 4, 10**6, 10**6)
+    detector = application.Detector(str(model), False, 1, 4, 10**6, 10**6, InferenceConfig())
     steps: list[int] = []
     detector._model.model.register_forward_pre_hook(lambda _, inputs: steps.append(len(inputs[0].images)))
     files = [*serving.images() * 4, b"no image"]
@@ -124,7 +129,7 @@ def test_images_that_wait_together_go_through_the_network_together(model):
 def test_a_model_is_shown_without_the_password_of_its_url(model):
     url = "memory://name:secret@bucket/model.pt"
     locate(url).write(model.read_bytes())
-    detector = application.Detector(url, False, 1, 1, 10**6, 10**6)
+    detector = application.Detector(url, False, 1, 1, 10**6, 10**6, InferenceConfig())
     (answer,) = asyncio.run(answers_of(detector, [Request({**posted(b"").scope, "method": "GET", "path": "/"})]))
     assert json.loads(answer.body)["model"] == "memory://bucket/model.pt"
     assert "secret" not in detector.served()

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from msrcnn import load_model, predict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.inference_config import InferenceConfig, SelectionChanges
 from msrcnn.structures import Batch
 from pipelines.serving import ONGOING, Detector
 from pipelines.serving_options import ServeConfig
@@ -94,7 +95,7 @@ def posted(replica: Detector, *asked: tuple[bytes, str]) -> list[tuple[int, Any]
 
 def test_each_of_those_in_a_step_gets_the_scores_asked_for(model):
     """Masks are pasted from the least of them on."""
-    data, replica = shape_image(0)[0], Detector(str(model), False, 1, 3, MOST, SIDE * SIDE)
+    data, replica = shape_image(0)[0], Detector(str(model), False, 1, 3, MOST, SIDE * SIDE, InferenceConfig())
     (found,) = predict(load_model(model), data)
     half, tenth = (float(np.quantile(found.mask_scores, share)) for share in (0.505, 0.905))
 
@@ -104,6 +105,16 @@ def test_each_of_those_in_a_step_gets_the_scores_asked_for(model):
         expected = found if least is None else found.above(least)
         assert [row["category_id"] for row in one["detections"]] == expected.category_ids.tolist()
     assert 0 < len(found.above(tenth)) < len(found.above(half)) < len(found)
+
+
+def test_a_model_that_is_to_detect_otherwise_is_served_so_and_says_so(model):
+    asked = InferenceConfig(selection=SelectionChanges(method="hard", top_k=4), maskiou_power=2.0)
+    data, replica = shape_image(0)[0], Detector(str(model), False, 1, 3, MOST, SIDE * SIDE, asked)
+    ((_, answer),) = posted(replica, (data, ""))
+    (found,) = predict(load_model(model, inference=asked), data)
+    assert same(found, rows_of(answer))
+    assert len(found) <= 4 < len(predict(load_model(model), data)[0])
+    assert replica.served() == f"{model} with selection.method=hard, selection.top_k=4, maskiou_power=2"
 
 
 @pytest.mark.parametrize("lying_fits", [True, False])
@@ -121,7 +132,7 @@ def test_what_does_not_fit_into_a_gpu_s_memory_together_goes_one_by_one(lying_fi
     lying, *others = serving.images()
     files = [others[0], others[1], lying, others[2], others[3]]
     expected = predict(load_model(model), files)
-    replica = Detector(str(model), False, 1, 4, MOST, SIDE * SIDE)
+    replica = Detector(str(model), False, 1, 4, MOST, SIDE * SIDE, InferenceConfig())
     monkeypatch.setattr(MaskScoringRCNN, "forward", small)
     for place, (status, answer) in enumerate(posted(replica, *((data, "") for data in files))):
         if files[place] is lying and not lying_fits:
