@@ -185,7 +185,7 @@ def _claims(results: Results) -> Iterator[str]:
     variant = results["variant"]
     product = f"class score x {'worth' if for_ap else 'MaskIoU'}^{variant['power']:g}"
     closing = f"closes {closes(rankings, best)}, " if has_gap(rankings) else ""
-    yield f"- Settled beforehand: {named(best)} (`{variant['options']}`, {product}). It "\
+    yield f"- Fixed beforehand: {named(best)} (`{variant['options']}`, {product}). It "\
           f"{closing}is {interval(rankings[best]['over paper'])} AP over "\
           f"{named(paper)}, and its correlation is {interval(known[variant['head']]['pearson, all'], sign=False)}"\
           f"{no_maskiou}."  # fmt: skip
