@@ -98,7 +98,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
     if record is None and out.list():
         raise InputError(f"{out}: neither empty nor the folder of a sweep; choose another --out")
     out.make_folder()
-    with exclusively(out, "sweeping into"), connect(config.address, dashboard=config.asha):
+    with exclusively(out, "sweeping into"), connect(config.address, dashboard=True):
         concurrent = places(config, plan)
         check_tracking(resolved(config.tracking))
         tracker = parent_run(config, out, record, datasets)

@@ -129,7 +129,8 @@ def reservations() -> set[str]:
 
 
 def give_back(groups: Iterable[str]) -> None:
-    """Removes what the workers of lost trials had reserved: Ray Train does so only where it finds a dashboard."""
+    """Removes what the workers of lost trials had reserved: Ray Train does so only once they have begun, and where
+    there is a dashboard."""
     for name in groups:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +16,7 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from msrcnn.errors import InputError
@@ -33,6 +36,8 @@ from pipelines.train_setup import worker_resources
 START_FAILURES = 2
 """Times that Ray Train itself tries again to start workers. A failed start can leave their places taken, so that no
 further one succeeds; only another Ray Train mends that, which `train` starts."""
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""The variable that says which Ray is asked about its state."""
 RESIZE_SECONDS = 60.0
 """After how long an elastic group looks for more or fewer nodes, beyond the time that a checkpoint takes to come."""
 
@@ -118,7 +123,7 @@ def fit(config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper) ->
         datasets=images,
         dataset_config=StepStream(),
     )  # fmt: skip
-    with Follower(mailbox, books) as follower:
+    with Follower(mailbox, books) as follower, asking_this_ray():
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
@@ -132,3 +137,21 @@ def fit(config: TrainConfig, job: Job, manifest: Manifest, books: Bookkeeper) ->
     fatal = ray.get(mailbox.ended.remote())
     if fatal is not None:
         raise InputError(fatal)
+
+
+@contextmanager
+def asking_this_ray() -> Iterator[None]:
+    """Ray Train's processes ask this Ray, in the block, how a training's other processes are.
+
+    What gives a lost training's places back asks for that. By itself it would take the Ray that was started last on
+    its machine: one that has ended, and places stay taken; or another, which knows nothing of a training that lives.
+    """
+    before = os.environ.get(API_SERVER)
+    constants.ENV_VARS_TO_PROPAGATE.add(API_SERVER)  # to the processes that it starts
+    os.environ[API_SERVER] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ[API_SERVER]
+        if before is not None:
+            os.environ[API_SERVER] = before
