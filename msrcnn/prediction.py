@@ -19,11 +19,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from msrcnn.config import Precision
 from msrcnn.data.batching import make_batch, one_canvas_batches
 from msrcnn.data.decoding import MAX_PIXELS, ImageError, decode_unstated, rgb_image
 from msrcnn.data.rejected import Reason
 from msrcnn.detection_rows import detection_rows
 from msrcnn.outlines import area_of, outlines
+from msrcnn.precision import computing_in
 from msrcnn.rle import decode_crop
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Detections
@@ -132,15 +134,16 @@ def suited_batch(device: torch.device) -> int:
 
 
 def predict(
-    model: Checkpoint, images: Picture | Iterable[Picture], min_score: float | None = None, batch: int = 0
-) -> list[Prediction]:
+    model: Checkpoint, images: Picture | Iterable[Picture], min_score: float | None = None, batch: int = 0,
+    precision: Precision = "float32",
+) -> list[Prediction]:  # fmt: skip
     """Finds instances in images.
 
     Args:
         model: from `load_model`.
         images: one or several.
         min_score: the least mask score of a detection; absent, all are kept, also the few below 0.
-        batch: as in `predictions`.
+        batch, precision: as in `predictions`.
 
     Returns:
         One an image, in their order.
@@ -151,7 +154,7 @@ def predict(
     single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray))
     found = []
     given: Any = [images] if single else images
-    for one in predictions(model, given, batch=batch, min_score=min_score):
+    for one in predictions(model, given, batch=batch, min_score=min_score, precision=precision):
         if isinstance(one, ImageError):
             raise one
         found.append(one)
@@ -160,7 +163,7 @@ def predict(
 
 def predictions(
     model: Checkpoint, images: Iterable[Picture | ImageError], names: Iterable[str] = (), batch: int = 0,
-    most_pixels: int = MAX_PIXELS, min_score: float | None = None,
+    most_pixels: int = MAX_PIXELS, min_score: float | None = None, precision: Precision = "float32",
 ) -> Generator[Prediction | ImageError, None, None]:  # fmt: skip
     """Finds instances in images, one after the other; the next ones are decoded meanwhile.
 
@@ -174,6 +177,7 @@ def predictions(
         most_pixels: that a file or its bytes may claim; what claims more is not decoded.
         min_score: as in `predict`; masks below it are not pasted, which is most of what an image costs the CPU after
             the network.
+        precision: what the model's layers compute in.
 
     Yields:
         For each image, in order, what is in it, or why it cannot be used.
@@ -188,7 +192,7 @@ def predictions(
         waiting = following()
         while part := waiting.result():
             waiting = following()
-            yield from _detect(model, part, min_score)
+            yield from _detect(model, part, min_score, precision)
 
 
 def _named(images: Iterable[Picture | ImageError], names: Iterable[str]) -> Iterator[tuple[str, Picture | ImageError]]:
@@ -213,8 +217,9 @@ def _decoded(name: str, image: Picture | ImageError, most: int) -> tuple[str, Im
 
 
 def _detect(
-    model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageError]], min_score: float | None
-) -> list[Prediction | ImageError]:
+    model: Checkpoint, part: Sequence[tuple[str, Image.Image | ImageError]], min_score: float | None,
+    precision: Precision,
+) -> list[Prediction | ImageError]:  # fmt: skip
     """Detections of a few decoded images, a step of the network for each padded shape among them."""
     found: list[Any] = [image for _, image in part]
     places = [place for place, image in enumerate(found) if not isinstance(image, ImageError)]
@@ -222,7 +227,8 @@ def _detect(
     for same in one_canvas_batches(sizes, model.data, len(part)):
         truths = [sizes[i] for i in same]
         batch = make_batch([found[truth.image_id] for truth in truths], truths, model.data)
-        detections: Detections = model.model(batch.to(model.device, non_blocking=True))
+        with computing_in(precision, model.device):
+            detections: Detections = model.model(batch.to(model.device, non_blocking=True))
         for truth, rows in zip(truths, detection_rows(batch, detections, truths, min_score), strict=True):
             detected = [row for row in rows if "category" in row]
             found[truth.image_id] = _prediction(part[truth.image_id][0], truth, detected, model)

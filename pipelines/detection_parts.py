@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrcnn.config import difference
+from msrcnn.config import Precision, difference
 from msrcnn.errors import InputError
 from pipelines.manifest import Manifest
 from pipelines.storage import ASIDE, Location, Sink, StorageError, explained, open_parquet
@@ -95,6 +95,11 @@ def key_of(group: RowGroup) -> Key:
 def part_name(key: Key) -> str:
     """Of the part of a row group."""
     return f"part-{key[0]:05d}-{key[1]:04d}.parquet"
+
+
+def precision_setting(precision: Precision) -> dict[str, Any]:
+    """For `Origin.settings`; none for float32, so that parts from before there was a choice stay what they are."""
+    return {} if precision == "float32" else {"precision": precision}
 
 
 def sha256_of(path: Path) -> str:

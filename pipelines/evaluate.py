@@ -9,9 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.session import connect
+from msrcnn.config import Precision
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.detection_parts import DETECTIONS, VERSION, Origin, StoredDetections, report_failures, sha256_of
+from pipelines.detection_parts import (
+    DETECTIONS,
+    VERSION,
+    Origin,
+    StoredDetections,
+    precision_setting,
+    report_failures,
+    sha256_of,
+)
 from pipelines.inference import DetectJob, detect
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import EvaluateConfig
@@ -34,7 +43,7 @@ def other_categories(known: Sequence[str], manifest: Manifest) -> str:
                 f"{len(known)} where the shards have {len(asked)}")  # fmt: skip
 
 
-def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
+def origin_of(weights: Location, manifest: Manifest, shards: object, precision: Precision = "float32") -> Origin:
     """What the detections of this model on these shards follow from.
 
     Raises:
@@ -47,7 +56,8 @@ def origin_of(weights: Location, manifest: Manifest, shards: object) -> Origin:
         raise InputError(f"{weights}: its categories are not those of {shards} ({wrong}); "
                          "use a model that was trained for this data set")  # fmt: skip
     heads = list(checkpoint.model.config.heads)
-    return Origin(checksum, manifest.fingerprint, {"rows": VERSION, "heads": heads})
+    settings = {"rows": VERSION, "heads": heads, **precision_setting(precision)}
+    return Origin(checksum, manifest.fingerprint, settings)
 
 
 def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) -> None:
@@ -60,7 +70,8 @@ def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) ->
     if held is not None and not (config.strict and held.get("images", {}).get("failed")):
         with on_disk(find_model(config.model)[0]) as path:
             wanted = {"model_sha256": sha256_of(path), "shards": read_manifest(config.shards).fingerprint,
-                      "asked": asked(config)}  # fmt: skip
+                      "asked": asked(config), "precision": config.precision}  # fmt: skip
+        held.setdefault("precision", "float32")  # of an evaluation from before there was a choice
         if wanted == {name: held.get(name) for name in wanted}:
             log(f"{out}: holds the numbers of this model on these shards, nothing to do")
             return
@@ -79,7 +90,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
     manifest = read_manifest(config.shards)
     weights, record = find_model(config.model)
     check_output(out)
-    origin = origin_of(weights, manifest, config.shards)
+    origin = origin_of(weights, manifest, config.shards, config.precision)
     mark(out)  # fails before anything is noted elsewhere
     given = absolute(config.tracking) if config.tracking else None
     joined = record if record and given in (None, record.mlflow_address) and here(record.mlflow_address) else None
@@ -92,16 +103,17 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Summ
             with connect(config.address):
                 groups = row_groups(manifest)
                 detections = _detections(config, manifest, groups, DetectJob(
-                    weights.url, out / DETECTIONS, origin, config.batch), log)  # fmt: skip
+                    weights.url, out / DETECTIONS, origin, config.batch, config.precision), log)  # fmt: skip
                 scores = score_all(manifest, groups, detections, log)
             seconds = round(time.monotonic() - began, 1)
             evaluated = Evaluated(manifest, groups, detections)
-            made_from = {"model": str(weights), "seconds": seconds}
+            made_from = {"model": str(weights), "seconds": seconds, "precision": config.precision}
             summary = report(evaluated, scores, config, out, made_from, log)
         except BaseException:
             tracker.close("FAILED")
             raise
-        finish(tracker, weights, manifest, summary, out, log)
+        source = weights.name + (f" in {config.precision}" if config.precision != "float32" else "")
+        finish(tracker, source, manifest, summary, out, log)
     log(f"evaluated in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 
@@ -114,7 +126,8 @@ def detect_only(config: EvaluateConfig, log: Callable[[str], None] = print) -> S
     """
     out, manifest = locate(config.out), read_manifest(config.shards)
     weights, _ = find_model(config.model)
-    job = DetectJob(weights.url, out / DETECTIONS, origin_of(weights, manifest, config.shards), config.batch)
+    origin = origin_of(weights, manifest, config.shards, config.precision)
+    job = DetectJob(weights.url, out / DETECTIONS, origin, config.batch, config.precision)
     out.make_folder()
     with exclusively(out, "evaluating into"), connect(config.address):
         return _detections(config, manifest, row_groups(manifest), job, log)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
+from msrcnn.config import DataConfig, ModelConfig, Precision, SolverConfig, check_precision, require
 from pipelines.scoring_options import ReportOptions
 
 
@@ -179,6 +179,9 @@ class EvaluateConfig(ReportOptions):
     cluster every node must see, or a URL"""
     batch: int = 0
     """images a step of the network; 0: 8 on a GPU, 1 on a CPU, which more at a time slow down"""
+    precision: Precision = "float32"
+    """what layers compute in; bfloat16 is faster where the device has instructions for it and gives nearly the same
+    detections: scores, boxes and masks stay float32"""
     actors: int = 0
     """inference processes, at most one a GPU (with --gpu) or CPU of the cluster; 0: from one to as many as there is
     work and room for"""
@@ -189,6 +192,7 @@ class EvaluateConfig(ReportOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_precision("--precision", self.precision)
         for name in ("batch", "actors"):
             require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")
 

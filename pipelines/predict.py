@@ -19,7 +19,7 @@ import torch
 
 from msrcnn.errors import InputError
 from msrcnn.weights import load_model
-from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, prepare, sha256_of
+from pipelines.detection_parts import VERSION, Key, Origin, PartInfo, precision_setting, prepare, sha256_of
 from pipelines.predict_inputs import Source, find_sources
 from pipelines.predict_job import OVERLAYS, PARTS, Part, PredictJob, Predictor, expected_images, parts_of
 from pipelines.predict_options import PredictConfig
@@ -55,10 +55,11 @@ def predict(config: PredictConfig, log: Callable[[str], None] = print) -> int:
     with on_disk(weights) as path:
         model = load_model(path)
         origin = Origin(sha256_of(path), _fingerprint(sources), {
-            "rows": VERSION, "min-score": config.min_score, "overlays": config.overlays})  # fmt: skip
+            "rows": VERSION, "min-score": config.min_score, "overlays": config.overlays,
+            **precision_setting(config.precision)})  # fmt: skip
     categories = [(category, name) for _, category, name in model.categories]
     del model
-    job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch)
+    job = PredictJob(weights.url, out, origin, config.min_score, config.overlays, config.batch, config.precision)
     log(f"detecting in {_counted(sources)} with {weights}")
     try:
         out.make_folder()

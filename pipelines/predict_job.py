@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from PIL import Image
 
+from msrcnn.config import Precision
 from msrcnn.data.decoding import ImageError, decode_unstated
 from msrcnn.data.rejected import Reason
 from msrcnn.errors import InputError
@@ -57,6 +58,7 @@ class PredictJob:
         min_score: least mask score of a detection.
         overlays: whether they are drawn.
         batch: images a step of the network; 0: as many as suit the device.
+        precision: what its layers compute in.
     """
 
     weights: str
@@ -65,6 +67,7 @@ class PredictJob:
     min_score: float
     overlays: bool
     batch: int
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,9 @@ class Predictor:
     def _predictions(
         self, images: Iterable[Image.Image | ImageError]
     ) -> Generator[Prediction | ImageError, None, None]:
-        return predictions(self.model, images, batch=self.batch, min_score=self.job.min_score)
+        return predictions(
+            self.model, images, batch=self.batch, min_score=self.job.min_score, precision=self.job.precision
+        )
 
     def _images(self, sources: Sequence[Source], rows: Rows, drawing: Behind, seen: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(READERS) as readers:

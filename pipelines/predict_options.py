@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from msrcnn.config import require
+from msrcnn.config import Precision, check_precision, require
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class PredictConfig:
     """draw no overlays"""
     batch: int = 0
     """images a step of the network; 0: 8 on a GPU, 1 on a CPU, which more at a time slow down"""
+    precision: Precision = "float32"
+    """what layers compute in; bfloat16 is faster where the device has instructions for it and gives nearly the same
+    detections: scores, boxes and masks stay float32"""
     actors: int = 0
     """processes of the Ray cluster, at most one a GPU (with --gpu) or CPU; 0: with --address, from one to as many as
     there is work and room for"""
@@ -48,5 +51,6 @@ class PredictConfig:
     def __post_init__(self) -> None:
         require(len(self.images) > 0, "IMAGES", self.images, "one or more files, folders, patterns or URLs")
         require(math.isfinite(self.min_score), "--min-score", self.min_score, "a number")
+        check_precision("--precision", self.precision)
         for name in ("batch", "actors"):
             require(getattr(self, name) >= 0, f"--{name}", getattr(self, name), "0 or more")

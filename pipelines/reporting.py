@@ -144,20 +144,20 @@ def density_of(scores: PartialScores) -> dict[str, Any]:
 
 
 def finish(
-    tracker: Tracker, model: Location, manifest: Manifest, summary: Summary, out: Location, log: Callable[[str], None]
+    tracker: Tracker, source: str, manifest: Manifest, summary: Summary, out: Location, log: Callable[[str], None]
 ) -> None:
     """Tells MLflow everything, ends its run and takes the mark away.
 
     Args:
         tracker: the run. Where it has the numbers of another model or data set, these go to one under it.
-        model: or detections, from which the numbers come.
+        source: the name of the model or the detections from which the numbers come.
         manifest: of the data set.
         summary: the numbers.
         out: the folder that holds them.
         log: takes a warning where MLflow cannot be told.
     """
     folder = f"evaluation-{summary.dataset}"
-    evaluation = f"{model.name} on {manifest.name} {manifest.fingerprint[:SHORT]}"
+    evaluation = f"{source} on {manifest.name} {manifest.fingerprint[:SHORT]}"
     try:
         tracker = tracker.of_evaluation(evaluation, f"evaluate {out.name}")
         tracker.metrics(summary_metrics(summary))

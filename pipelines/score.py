@@ -50,7 +50,7 @@ def score(config: ScoreConfig, log: Callable[[str], None] = print) -> Summary:
         except BaseException as error:
             tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        finish(tracker, given, manifest, summary, out, log)
+        finish(tracker, given.name, manifest, summary, out, log)
     log(f"scored in {duration(time.monotonic() - began)}: {out / SUMMARY}")
     return summary
 

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msrcnn import Prediction, __version__, load_model
+from msrcnn.config import Precision
 from msrcnn.data.decoding import decode_unstated
 from msrcnn.errors import InputError
 from msrcnn.prediction import predictions, suited_batch
@@ -55,13 +56,18 @@ class Detector:
         batch: the most images a step of the network; 0: as many as suit the device.
         most: bytes of the largest image file.
         most_pixels: of the largest image.
+        precision: what the layers compute in.
     """
 
-    def __init__(self, model: str, gpu: bool, threads: int, batch: int, most: int, most_pixels: int) -> None:
+    def __init__(
+        self, model: str, gpu: bool, threads: int, batch: int, most: int, most_pixels: int,
+        precision: Precision = "float32",
+    ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         place = locate(model)
         with on_disk(place) as path:
             self._model = load_model(path, "cuda" if gpu else "cpu")
+        self._precision = precision
         size = batch or suited_batch(self._model.device)
         self._place, self._most, self._most_pixels = str(place), most, most_pixels
         self._detect: Turns[tuple[Image.Image, float | None], Prediction | InputError] = Turns(self._predictions, size)
@@ -113,7 +119,9 @@ class Detector:
         scores = [score for _, score in asked if score is not None]
         least = min(scores) if len(scores) == len(asked) else None
         images, names = [image for image, _ in asked], [WHERE] * len(asked)
-        return list(predictions(self._model, images, names, self._detect.size, min_score=least))
+        return list(predictions(
+            self._model, images, names, self._detect.size, min_score=least, precision=self._precision,
+        ))  # fmt: skip
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -121,6 +129,7 @@ class Detector:
             "model": self._place,
             "categories": [{"id": number, "name": name} for _, number, name in self._model.categories],
             "device": str(self._model.device),
+            "precision": self._precision,
             "images_a_step": self._detect.size,
             "max_bytes": self._most,
             "max_pixels": self._most_pixels,
@@ -148,7 +157,7 @@ def application(options: ServiceOptions) -> serve.Application:
     )(Detector)  # fmt: skip
     threads = max(1, int(options.cpus))
     limits = int(options.max_mb * 1e6), int(options.max_megapixels * 1e6)
-    return deployment.bind(weights.url, options.gpu, threads, options.batch, *limits)
+    return deployment.bind(weights.url, options.gpu, threads, options.batch, *limits, options.precision)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from msrcnn.config import require
+from msrcnn.config import Precision, check_precision, require
 from pipelines.options import worker_range
 
 
@@ -26,6 +26,9 @@ class ServiceOptions:
     """CPUs that a replica reserves; it computes with as many threads"""
     batch: int = 0
     """the most images a step of the network; 0: 8 on a GPU, 1 on a CPU, which more at a time slow down"""
+    precision: Precision = "float32"
+    """what layers compute in; bfloat16 is faster where the device has instructions for it and gives nearly the same
+    detections: scores, boxes and masks stay float32"""
     queue: int = 128
     """requests that may wait for a replica, on each node that listens; further ones are told at once that it is
     overloaded"""
@@ -38,6 +41,7 @@ class ServiceOptions:
         worker_range(self.replicas, "--replicas")
         require(self.cpus > 0, "--cpus", self.cpus, "above 0")
         require(self.batch >= 0, "--batch", self.batch, "0 or more")
+        check_precision("--precision", self.precision)
         require(self.queue >= 1, "--queue", self.queue, "at least 1")
         require(0 < self.max_mb <= 1000, "--max-mb", self.max_mb, "above 0, at most 1000")
         require(0 < self.max_megapixels <= 268, "--max-megapixels", self.max_megapixels, "above 0, at most 268")

@@ -170,7 +170,7 @@ class Validator:
         began = time.monotonic()
         weights, rows = self.folder / f"{name}.pt", self.folder / f"{name}.rows"
         origin = origin_of(weights, self.manifest, self.manifest.folder)
-        job = DetectJob(weights.url, rows, origin, EvaluateConfig.batch)
+        job = DetectJob(weights.url, rows, origin, EvaluateConfig.batch, EvaluateConfig.precision)
         parts = detect(self.groups, job, pool, quiet)  # goes on where a driver that was killed stopped
         stored = StoredDetections(rows, origin, tuple(parts.values()))
         scores = score_all(self.manifest, self.groups, stored, quiet, pool.cpus)

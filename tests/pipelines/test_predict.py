@@ -207,7 +207,7 @@ def test_a_storage_that_fails_costs_no_image(run, here, monkeypatch):
     monkeypatch.setattr(predict_job, "PAUSES", (0.0,))
     (here / "odd.png").mkdir()  # reading it fails, and not because it is missing
     write_image(here / "photos" / "a.png", 0)
-    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2)
+    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2, "float32")
     (job.out / PARTS).make_folder()
     predictor = Predictor(job, torch.device("cpu"))
     (part,) = parts_of(find_sources(["photos"], job.out))
@@ -318,6 +318,8 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     assert pq.read_table(out / "parts" / "part-00000-0000.parquet").num_rows > 0
     with pytest.raises(InputError, match=r"holds detections of something else .*min-score"):
         predicting(run, "photos", min_score=0.5)
+    with pytest.raises(InputError, match=r"holds detections of something else .*precision: None -> 'bfloat16'"):
+        predicting(run, "photos", precision="bfloat16")
     kept = here / "photos" / "00.png"
     for content, later in ((pixels(3), 1), (pixels(0)[:64], 0)):  # of another time, then of another size
         with preserved(kept) as old:
@@ -367,7 +369,7 @@ def test_no_thread_reads_on_after_an_error(run, here, given):
     def fail(_: int) -> None:
         raise RuntimeError
 
-    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2)
+    job = PredictJob(str(run / "model.pt"), locate(here / "out"), Origin("", "", {}), 0.0, False, 2, "float32")
     (job.out / PARTS).make_folder()
     predictor, parts = Predictor(job, torch.device("cpu")), parts_of(find_sources([given], job.out))
     before = set(threading.enumerate())

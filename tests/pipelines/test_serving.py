@@ -106,6 +106,16 @@ def test_each_of_those_in_a_step_gets_the_scores_asked_for(model):
     assert 0 < len(found.above(tenth)) < len(found.above(half)) < len(found)
 
 
+def test_a_replica_computes_in_bfloat16(model):
+    data = shape_image(0)[0]
+    (found,) = predict(load_model(model), data, precision="bfloat16")
+    ((status, answer),) = posted(Detector(str(model), False, 1, 1, MOST, SIDE * SIDE, "bfloat16"), (data, ""))
+    assert status == 200
+    assert same(found, rows_of(answer))
+    (other,) = predict(load_model(model), data)
+    assert not same(other, rows_of(answer))
+
+
 @pytest.mark.parametrize("lying_fits", [True, False])
 def test_what_does_not_fit_into_a_gpu_s_memory_together_goes_one_by_one(lying_fits, model, monkeypatch):
     """Who asked beside others gets what they would have got alone; what does not fit alone is a line, and a 503."""
@@ -138,7 +148,7 @@ def test_what_it_says_of_itself(model, url):
     assert status == 200
     assert about["model"].endswith(str(model))
     assert about["categories"] == [{"id": i, "name": name} for _, i, name in CATEGORIES]
-    assert (about["device"], about["images_a_step"]) == ("cpu", 1)
+    assert (about["device"], about["precision"], about["images_a_step"]) == ("cpu", "float32", 1)
     assert (about["max_bytes"], about["max_pixels"]) == (MOST, 50_000_000)
     assert ask(f"{url}/health") == (200, {"status": "ok"})
 
