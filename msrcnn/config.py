@@ -289,13 +289,21 @@ class DataConfig:
     """the shorter side is resized to this many pixels, ..."""
     long_side: int = 1000
     """... or less where the longer side would exceed this"""
+    short_sides: tuple[int, ...] = ()
+    """train at several scales: each time an image is seen its shorter side is one of these, drawn, instead of
+    `short_side`, at which it is tested; the paper trains at one"""
     flip: bool = True
-    """mirror half of the training images, the only augmentation"""
+    """mirror half of the training images"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "short_sides", tuple(self.short_sides))  # files hold a list
         require(self.short_side >= 32, "data.short_side", self.short_side, "at least 32")
         require(self.long_side >= self.short_side, "data.long_side", self.long_side,
                 f"at least data.short_side ({self.short_side}); give both")  # fmt: skip
+        require(all(32 <= side <= self.long_side for side in self.short_sides), "data.short_sides", self.short_sides,
+                f"each from 32 to data.long_side ({self.long_side})")  # fmt: skip
+        require(len(set(self.short_sides)) == len(self.short_sides), "data.short_sides", self.short_sides,
+                "each once")  # fmt: skip
 
 
 def to_dict(config: Any) -> dict[str, Any]:
