@@ -18,6 +18,13 @@ TRUNK_LEVELS = (2, 3, 4, 5)
 """C2 to C5: the trunk's stages at strides 4, 8, 16 and 32."""
 SelectionMethod = Literal["gaussian", "linear", "hard"]
 """How overlapping boxes lose score."""
+Precision = Literal["float32", "bfloat16"]
+"""What layers compute in."""
+
+
+def check_precision(name: str, value: str) -> None:
+    """Raises InputError where the option called `name` is no `Precision`."""
+    require(value in get_args(Precision), name, value, "float32 or bfloat16")
 
 
 @dataclass(frozen=True)
@@ -251,13 +258,13 @@ class SolverConfig:
     """the learning rate starts at this share"""
     clip_norm: float = 0.0
     """largest gradient norm; 0 does not clip"""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """what layers compute in; with bfloat16 weights, losses and box arithmetic stay float32 (autocast)"""
     seed: int = 0
     """initial weights, order of images, flips and samples follow from it"""
 
     def __post_init__(self) -> None:
-        require(self.precision in ("float32", "bfloat16"), "solver.precision", self.precision, "float32 or bfloat16")
+        check_precision("solver.precision", self.precision)
         for name in ("epochs", "batch"):
             require(getattr(self, name) >= 1, f"solver.{name}", getattr(self, name), "at least 1")
         require(self.lr > 0, "solver.lr", self.lr, "above 0")
@@ -282,13 +289,21 @@ class DataConfig:
     """the shorter side is resized to this many pixels, ..."""
     long_side: int = 1000
     """... or less where the longer side would exceed this"""
+    short_sides: tuple[int, ...] = ()
+    """train at several scales: each time an image is seen its shorter side is one of these, drawn, instead of
+    `short_side`, at which it is tested; the paper trains at one"""
     flip: bool = True
-    """mirror half of the training images, the only augmentation"""
+    """mirror half of the training images"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "short_sides", tuple(self.short_sides))  # files hold a list
         require(self.short_side >= 32, "data.short_side", self.short_side, "at least 32")
         require(self.long_side >= self.short_side, "data.long_side", self.long_side,
                 f"at least data.short_side ({self.short_side}); give both")  # fmt: skip
+        require(all(32 <= side <= self.long_side for side in self.short_sides), "data.short_sides", self.short_sides,
+                f"each from 32 to data.long_side ({self.long_side})")  # fmt: skip
+        require(len(set(self.short_sides)) == len(self.short_sides), "data.short_sides", self.short_sides,
+                "each once")  # fmt: skip
 
 
 def to_dict(config: Any) -> dict[str, Any]:

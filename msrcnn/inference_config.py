@@ -1,4 +1,4 @@
-"""What a finished model may be asked to do otherwise than its file says: select boxes, rank masks.
+"""What a finished model may be asked to do otherwise than its file says: select boxes, rank masks, round.
 
 Imports no torch, as `msrcnn.config`.
 """
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from msrcnn.config import ModelConfig, SelectionConfig, SelectionMethod
+from msrcnn.config import ModelConfig, Precision, SelectionConfig, SelectionMethod, check_precision
 from msrcnn.errors import require
 
 GAUSSIAN_ONLY, OTHERS_ONLY = "selection.sigma", "selection.iou_threshold"
@@ -51,21 +51,28 @@ class InferenceConfig:
     maskiou_power: float | None = None
     """mask score = class score x MaskIoU^this, or x worth^this of a model trained for AP; absent: as the model was
     trained with; 0 ranks as Mask R-CNN does. `msrcnn rescore` finds a good one"""
+    precision: Precision = "float32"
+    """what layers compute in; bfloat16 is faster where the device has instructions for it and gives nearly the same
+    detections: scores, boxes and masks stay float32"""
 
     def __post_init__(self) -> None:
         SelectionConfig(**self.selection.given)
+        check_precision("--precision", self.precision)
         power = self.maskiou_power
         require(power is None or 0 <= power < math.inf, "--maskiou-power", power, "0 or more")
 
     @property
     def inference(self) -> InferenceConfig:
         """These settings alone, of options that hold others besides."""
-        return InferenceConfig(selection=self.selection, maskiou_power=self.maskiou_power)
+        return InferenceConfig(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(InferenceConfig)}
+        )
 
     def named(self, model: str) -> str:
         """A model with what is asked of it beside its name."""
         asked = [f"selection.{name}={value}" for name, value in self.selection.given.items()]
         asked += [] if self.maskiou_power is None else [f"maskiou_power={self.maskiou_power:g}"]
+        asked += [] if self.precision == "float32" else [f"precision={self.precision}"]
         return f"{model} with {', '.join(asked)}" if asked else model
 
     def applied(self, config: ModelConfig) -> ModelConfig:
@@ -85,13 +92,16 @@ class InferenceConfig:
             maskiou = dataclasses.replace(maskiou, power=self.maskiou_power)
         return dataclasses.replace(config, selection=selection, maskiou=maskiou)
 
-    def changed(self, config: ModelConfig) -> dict[str, dict[str, Any]]:
-        """In what a model that detects so differs from one of this configuration, by part: what is equal is left out.
+    def changed(self, config: ModelConfig) -> dict[str, Any]:
+        """In what a model that detects so differs from one of this configuration: what is equal is left out.
+
+        By part of the configuration, `selection` and `maskiou`; and `precision`.
 
         Raises:
             InputError: as `applied`.
         """
-        new, parts = self.applied(config), {}
+        new = self.applied(config)
+        parts: dict[str, Any] = {} if self.precision == "float32" else {"precision": self.precision}
         for part in ("selection", "maskiou"):
             old, now = (dataclasses.asdict(getattr(of, part)) for of in (config, new))
             if changed := {name: value for name, value in now.items() if value != old[name]}:
@@ -99,6 +109,12 @@ class InferenceConfig:
         return parts
 
 
-def described(changed: dict[str, dict[str, Any]]) -> str:
+def described(changed: dict[str, Any]) -> str:
     """What `changed` says, in a line: selection.method=linear, maskiou.power=2; empty where nothing is otherwise."""
-    return ", ".join(f"{part}.{name}={value}" for part, values in changed.items() for name, value in values.items())
+    said = []
+    for part, values in changed.items():
+        named = (
+            {f"{part}.{name}": value for name, value in values.items()} if isinstance(values, dict) else {part: values}
+        )
+        said += [f"{name}={value}" for name, value in named.items()]
+    return ", ".join(said)

@@ -24,6 +24,7 @@ from msrcnn.data.decoding import MAX_PIXELS, ImageError, decode_unstated, rgb_im
 from msrcnn.data.rejected import Reason
 from msrcnn.detection_rows import detection_rows
 from msrcnn.outlines import area_of, outlines
+from msrcnn.precision import computing_in
 from msrcnn.rle import decode_crop
 from msrcnn.rows import ImageTruth
 from msrcnn.structures import Detections
@@ -227,7 +228,8 @@ def _detect(
     for same in one_canvas_batches(sizes, model.data, len(part)):
         truths = [sizes[i] for i in same]
         batch = make_batch([found[truth.image_id] for truth in truths], truths, model.data)
-        detections: Detections = model.model(batch.to(model.device, non_blocking=True))
+        with computing_in(model.precision, model.device):
+            detections: Detections = model.model(batch.to(model.device, non_blocking=True))
         for truth, rows in zip(truths, detection_rows(batch, detections, truths, min_score), strict=True):
             detected = [row for row in rows if "category" in row]
             found[truth.image_id] = _prediction(part[truth.image_id][0], truth, detected, model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from msrcnn import MODEL
-from msrcnn.config import DataConfig, model_config_from_dict, to_dict
+from msrcnn.config import DataConfig, Precision, model_config_from_dict, to_dict
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.inference_config import InferenceConfig
@@ -28,6 +28,7 @@ class Checkpoint:
     model: MaskScoringRCNN
     data: DataConfig
     categories: tuple[tuple[int, int, str], ...]  # number (1..C), id in the source annotations, name
+    precision: Precision = "float32"  # what layers compute in when the model detects
 
     @property
     def device(self) -> torch.device:
@@ -129,4 +130,5 @@ def load_model(
     # The sum of what is not finite is neither; it takes a tenth of the time.
     if broken := next((name for name, x in model.state_dict().items() if not x.sum().isfinite()), None):
         raise InputError(f"{path}: {broken} is not finite; did training diverge? Give an earlier checkpoint")
-    return Checkpoint(model.to(device).eval(), data, categories)
+    precision: Precision = "float32" if inference is None else inference.precision
+    return Checkpoint(model.to(device).eval(), data, categories, precision)

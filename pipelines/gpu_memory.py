@@ -54,4 +54,5 @@ def too_little_to_serve(images: int, data: DataConfig) -> str:
 
 
 def _given(images: int, data: DataConfig) -> str:
-    return f"{counted(images, 'image')} of up to {data.short_side} x {data.long_side} pixels"
+    short = max((data.short_side, *data.short_sides))
+    return f"{counted(images, 'image')} of up to {short} x {data.long_side} pixels"

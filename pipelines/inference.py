@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
-from msrcnn.config import DataConfig
+from msrcnn.config import DataConfig, Precision
 from msrcnn.data.batching import make_batch, one_canvas_batches
 from msrcnn.detection_rows import detection_rows
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
 from msrcnn.inference_config import InferenceConfig
+from msrcnn.precision import computing_in
 from msrcnn.prediction import suited_batch
 from msrcnn.structures import Batch, Detections
 from msrcnn.weights import load_model
@@ -80,20 +81,23 @@ class Detector:
         with on_disk(locate(job.weights)) as path:
             checkpoint = load_model(path, inference=job.inference)
         self.model, self.data = checkpoint.model.to(self.device), checkpoint.data
+        self.precision = checkpoint.precision
 
     def __call__(self, table: pa.Table) -> pa.Table:
         shard, group, rows = (table[name][0].as_py() for name in ("shard", "group", "group_rows"))
         if len(table) != rows:  # a part that lacks images would count as done
             raise RuntimeError(f"{part_name((shard, group))}: a block of {len(table)} rows, the row group has {rows}")
-        rows = detected_rows(self.model, self.data, self.device, self.batch, table, self.device.type == "cuda")
+        beside = self.device.type == "cuda"
+        rows = detected_rows(self.model, self.data, self.device, self.batch, table, beside, self.precision)
         found = pa.Table.from_pylist(list(rows), schema=DETECTION_ROW)
         info = write_part(self.job.folder, (shard, group), found, self.job.origin)
         return pa.Table.from_pylist([asdict(info)], schema=DONE_ROW)
 
 
 def detected_rows(
-    model: MaskScoringRCNN, data: DataConfig, device: torch.device, batch: int, table: pa.Table, beside: bool = False
-) -> Iterator[dict[str, Any]]:
+    model: MaskScoringRCNN, data: DataConfig, device: torch.device, batch: int, table: pa.Table, beside: bool = False,
+    precision: Precision = "float32",
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The detection rows of a table of shard rows, image by image; one that cannot be used has a row with its `error`.
 
     An image's detections do not depend on the others: only images of one canvas share a batch.
@@ -106,6 +110,7 @@ def detected_rows(
         table: shard rows.
         beside: whether the masks of a batch are pasted while the network is at the next one, in a thread of their own:
             a GPU would wait for it, a CPU is busy with either.
+        precision: what the model's layers compute in.
 
     Raises:
         InputError: the GPU's memory does not suffice for a batch.
@@ -122,7 +127,7 @@ def detected_rows(
             return None
 
     def detect(ready: Batch, places: list[int]) -> Step:
-        with stated_memory(batch, data):
+        with stated_memory(batch, data), computing_in(precision, device):
             found: Detections = model(ready.to(device, non_blocking=True))
         return places, partial(detection_rows, ready, found.to("cpu"), [truths[i] for i in places])
 

@@ -45,7 +45,7 @@ def parts_of(canvases: Sequence[tuple[int, int]], at_once: int, mixed: bool) -> 
         at_once: the most of a part; 0: any number.
         mixed: whether a part may hold both, so that their number follows from that of the images alone.
     """
-    order = sorted(range(len(canvases)), key=lambda place: canvases[place])
+    order = sorted(range(len(canvases)), key=lambda place: (canvases[place][0] > canvases[place][1], canvases[place]))
     portrait = 0 if mixed else sum(height > width for height, width in canvases)
     kinds = [order[: len(order) - portrait], order[len(order) - portrait :]]
     return [kind[part] for kind in kinds if kind for part in split(len(kind), at_once)]
@@ -75,5 +75,6 @@ class TrainingCollate(ArrowBatchCollateFn):
             chosen = [truths[i] for i in places]
             return make_batch([images[i] for i in places], chosen, self.config, [draws[i] for i in places])
 
-        parts = parts_of([own_canvas(t, self.config) for t in truths], self.at_once, self.mixed)
+        canvases = [own_canvas(t, self.config, d) for t, d in zip(truths, draws, strict=True)]
+        parts = parts_of(canvases, self.at_once, self.mixed)
         return StepImages(epoch, step, tuple(map(part, parts)))

@@ -34,8 +34,8 @@ class PredictConfig(InferenceConfig):
     """folder for overlays/, detections.parquet, detections.json and images.json; a local path or a URL"""
     min_score: float = 0.5
     """least mask score (class score x predicted MaskIoU) of a detection, in overlays and files alike: 0.5 leaves few
-    false ones, 0.3 finds more, 0 keeps everything; scores of a model of a +ap preset are lower: 0.1 keeps about as many
-    as 0.5 does otherwise"""
+    false ones, 0.3 finds more, 0 leaves out only the few whose predicted MaskIoU is below 0; scores of a model of a +ap
+    preset are lower: 0.1 keeps about as many as 0.5 does otherwise"""
     overlays: OnUnlessNot = True
     """draw no overlays"""
     batch: int = 0

@@ -127,6 +127,7 @@ class Detector:
             "model": self.served(),
             "categories": [{"id": number, "name": name} for _, number, name in self._model.categories],
             "device": str(self._model.device),
+            "precision": self._model.precision,
             "images_a_step": self._detect.size,
             "max_bytes": self._most,
             "max_pixels": self._most_pixels,

@@ -16,6 +16,7 @@ from msrcnn.compiling import compile_parts
 from msrcnn.config import DataConfig
 from msrcnn.detector import MaskScoringRCNN
 from msrcnn.errors import InputError
+from msrcnn.precision import computing_in
 from msrcnn.solver import clip_gradients, guarded_step, learning_rate, make_optimizer, set_learning_rate
 from pipelines.checkpoints import Checkpoints, restore
 from pipelines.gpu_memory import too_little_to_train
@@ -163,7 +164,7 @@ def forward_backward(
         ids.append(part.image_ids.tolist())
         with fitting(len(part.image_ids), job.data, device), accumulating(network, number < len(images.parts)):
             batch = (part.pinned() if device.type == "cuda" else part).to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=job.solver.precision == "bfloat16"):
+            with computing_in(job.solver.precision, device):
                 losses = network(batch)
             stacked = torch.stack(list(losses.values()))  # [L]
             (stacked.sum() * (weight * workers)).backward()  # DDP divides by the workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,6 +37,17 @@ def draw(seed: int, epoch: int, image_id: int) -> int:
     return value >> 1
 
 
+def at_scale(config: DataConfig, drawn: int | None) -> DataConfig:
+    """The sizes for one image: in training those of one of `short_sides`, which its `draw` chooses, if there are any.
+
+    None stands for testing. The draw's lowest bit says whether the image is mirrored; the next ones are free.
+    """
+    if not config.short_sides:
+        return config
+    side = config.short_side if drawn is None else config.short_sides[(drawn >> 1) % len(config.short_sides)]
+    return replace(config, short_side=side, short_sides=())
+
+
 def resized_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     """Height and width after resizing: the shorter side to `short_side`, the longer at most `long_side`."""
     scale = min(config.short_side / min(height, width), config.long_side / max(height, width))
@@ -46,8 +58,11 @@ def canvases(config: DataConfig) -> list[tuple[int, int]]:
     """The padded shapes (height, width) that batches may have, smallest first.
 
     The short side with four lengths of the long one, landscape and portrait, and a square for batches that mix both:
-    few shapes, so that a GPU's kernels and memory are chosen once.
+    few shapes, so that a GPU's kernels and memory are chosen once. With `short_sides`, those of each.
     """
+    if config.short_sides:
+        each = (replace(config, short_side=side, short_sides=()) for side in config.short_sides)
+        return sorted({shape for one in each for shape in canvases(one)}, key=_by_area)
 
     def up(side: float) -> int:
         return int(-(-side // DIVISOR)) * DIVISOR
@@ -55,7 +70,11 @@ def canvases(config: DataConfig) -> list[tuple[int, int]]:
     short, long = up(config.short_side), up(config.long_side)
     lengths = {up(min(config.short_side * ratio, config.long_side)) for ratio in (1, 4 / 3, 3 / 2)} | {long}
     shapes = {(short, length) for length in lengths} | {(length, short) for length in lengths} | {(long, long)}
-    return sorted(shapes, key=lambda s: (s[0] * s[1], s))
+    return sorted(shapes, key=_by_area)
+
+
+def _by_area(shape: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    return shape[0] * shape[1], shape
 
 
 def canvas_for(sizes: Sequence[tuple[int, int]], config: DataConfig) -> tuple[int, int]:
@@ -64,9 +83,13 @@ def canvas_for(sizes: Sequence[tuple[int, int]], config: DataConfig) -> tuple[in
     return next((h, w) for h, w in canvases(config) if h >= height and w >= width)
 
 
-def own_canvas(truth: ImageTruth, config: DataConfig) -> tuple[int, int]:
-    """The one of `canvases` that an image has alone; a portrait image's is higher than wide."""
-    return canvas_for([resized_size(truth.height, truth.width, config)], config)
+def own_canvas(truth: ImageTruth, config: DataConfig, drawn: int | None = None) -> tuple[int, int]:
+    """The one of `canvases` that an image has alone; a portrait image's is higher than wide.
+
+    `drawn` is as in `at_scale`.
+    """
+    config = config if drawn is not None else at_scale(config, None)
+    return canvas_for([resized_size(truth.height, truth.width, at_scale(config, drawn))], config)
 
 
 def one_canvas_batches(truths: Sequence[ImageTruth], config: DataConfig, most: int) -> list[list[int]]:
@@ -93,16 +116,17 @@ def make_batch(
         images: encoded bytes, or decoded to RGB, one an image.
         truths: what is in them; in testing only ids and sizes are read.
         config: sizes, and whether half of the training images are mirrored.
-        draws: for training, one `draw` an image, from which mirroring and the detector's samples follow; without
-            them the batch is for testing: not mirrored, no targets.
+        draws: for training, one `draw` an image, from which scale, mirroring and the detector's samples follow; without
+            them the batch is for testing: at `short_side`, not mirrored, no targets.
 
     Raises:
         ImageError: an image cannot be decoded, or its size is not the one stated.
     """
-    sizes = [resized_size(t.height, t.width, config) for t in truths]
-    height, width = canvas_for(sizes, config)
-    pixels = np.zeros((len(images), height, width, 3), dtype=np.uint8)
     training = draws is not None
+    scales = [at_scale(config, draws[b] if draws is not None else None) for b in range(len(truths))]
+    sizes = [resized_size(t.height, t.width, scale) for t, scale in zip(truths, scales, strict=True)]
+    height, width = canvas_for(sizes, config if training else at_scale(config, None))
+    pixels = np.zeros((len(images), height, width, 3), dtype=np.uint8)
     draws = [0] * len(truths) if draws is None else draws
     flips = [training and config.flip and bool(d & 1) for d in draws]
     for b, (data, truth, (h, w)) in enumerate(zip(images, truths, sizes, strict=True)):

@@ -78,6 +78,7 @@ REFUSED: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (SolverConfig, "solver", "seed", [-1]),
     (DataConfig, "data", "short_side", [31]),
     (DataConfig, "data", "long_side", [599]),
+    (DataConfig, "data", "short_sides", [(31,), (600, 1001), (600, 480, 600)]),
 ]
 CASES = [(make, part, name, value) for make, part, name, values in REFUSED for value in values]
 

@@ -19,7 +19,7 @@ CONFIG = ModelConfig(
     levels=(2, 3), anchor_sizes=((16,), (32,)), channels=32, hidden=16, num_classes=2, norm="group_norm",
     frozen_stages=0,
 )  # fmt: skip
-DATA = DataConfig(short_side=96, long_side=128, flip=False)
+DATA = DataConfig(short_side=96, long_side=128, short_sides=(64, 96), flip=False)
 CATEGORIES = [(1, 3, "disc"), (2, 7, "trapèze")]
 
 

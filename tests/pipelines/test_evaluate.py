@@ -136,6 +136,8 @@ def test_the_same_command_computes_only_what_is_missing(undisturbed, config, int
     assert {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()} == after
     with pytest.raises(InputError, match="already holds an evaluation"):  # of other draws
         evaluate_once(replace(again, bootstrap=config.bootstrap + 1))
+    with pytest.raises(InputError, match="already holds an evaluation"):
+        evaluate_once(replace(again, precision="bfloat16"))
     file = locate(config.out) / "summary.json"
     file.write(json.dumps(json.loads(file.read()) | {"images": {"failed": 1}}).encode())
     evaluate_once(again, lines.append)
@@ -187,6 +189,8 @@ def test_parts_of_another_model_or_data_set_are_refused(folder, config, interrup
     with pytest.raises(InputError, match=r"holds detections of something else \(part-00000-0000.parquet: model: "
                                          r"'\w{12}' -> '\w{12}'\); give what it began with"):  # fmt: skip
         evaluate(replace(config, model=tmp_path / "other.pt"), lambda _: None)
+    with pytest.raises(InputError, match=r"part-00000-0000.parquet: inference.precision: None -> 'bfloat16'\)"):
+        evaluate(replace(config, precision="bfloat16"), lambda _: None)
     damaged(folder, tmp_path / "damaged", 2)
     with pytest.raises(InputError, match=r"part-00000-0000.parquet: dataset: '\w{12}' -> '\w{12}'\)"):
         evaluate(replace(config, shards=tmp_path / "damaged"), lambda _: None)

@@ -60,6 +60,17 @@ def test_rows_are_the_same_and_in_order_whoever_pastes(model, table, batch):
     assert threading.active_count() == threads
 
 
+def test_in_bfloat16_as_predict_finds_them(model, table):
+    rows = list(detected_rows(model, DATA, CPU, 2, table, precision="bfloat16"))
+    assert rows != list(detected_rows(model, DATA, CPU, 2, table))
+    checkpoint = Checkpoint(model, DATA, CATEGORIES, "bfloat16")
+    for number in set(range(7)) - {BROKEN}:
+        (wanted,) = predict(checkpoint, shape_image(number)[0])
+        scores = sorted((row["mask_score"] for row in rows if row["image_id"] == number), reverse=True)
+        assert len(scores) > 3
+        assert scores == pytest.approx(wanted.mask_scores, abs=0.02)  # a batch's sums are rounded otherwise
+
+
 def test_masks_are_pasted_while_the_network_is_at_the_next_images(model, table, monkeypatch):
     """The first pasting ends only when the network has the second batch: one after the other, it never would."""
     at_second, steps = threading.Event(), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,8 +26,9 @@ LYING, STANDING = (64, 96), (96, 64)
 @pytest.mark.parametrize("at_once", [0, 1, 2, 3, 16])
 def test_parts_do_not_mix_and_are_few(at_once: int) -> None:
     rng = np.random.default_rng(at_once)
+    kinds = [(64, 64), LYING, (64, 96), STANDING, (48, 32), (128, 192)]  # of several scales
     for count in (1, 2, 3, 7, 16):
-        canvases = [[(64, 64), LYING, (64, 96), STANDING][i] for i in rng.integers(0, 4, count)]
+        canvases = [kinds[i] for i in rng.integers(0, 6, count)]
         parts = parts_of(canvases, at_once, mixed=False)
         assert sorted(place for part in parts for place in part) == list(range(count))
         for part in parts:
@@ -57,6 +59,25 @@ def table_of(sizes: list[tuple[int, int]]) -> pa.Table:
     table = table.take(pa.array([*range(len(rows)), None], pa.int64()))
     table = table.append_column("epoch", pa.array([EPOCH] * len(table), pa.int32()))
     return table.append_column("step", pa.array([5] * len(table)))
+
+
+def test_an_image_has_its_scale_whatever_it_is_computed_with() -> None:
+    """That of its draw, also where a training goes on with other parts."""
+    scaled = replace(DATA, short_sides=(32, 48, 64, 96))
+    table = table_of([LYING, STANDING] * 12)
+    sizes = {}
+    for at_once in (0, 1, 5):
+        of_image = {}
+        for part in TrainingCollate(scaled, SEED, at_once)(table).parts:
+            height, width = part.images.shape[2:]
+            assert ((part.sizes[:, 0] > part.sizes[:, 1]) == (height > width)).all()
+            of_image |= dict(zip(part.image_ids.tolist(), part.sizes.tolist(), strict=True))
+        sizes[at_once] = of_image
+    assert sizes[0] == sizes[1] == sizes[5]
+    assert {min(size) for size in sizes[0].values()} == {32, 48, 64}  # the longer side limits 96 to 64
+    for image_id, size in sizes[0].items():
+        side = scaled.short_sides[draw(SEED, EPOCH, image_id) // 2 % 4]
+        assert sorted(size) == [min(side, 64), min(side, 64) * 1.5]
 
 
 def test_a_part_holds_what_belongs_to_its_images() -> None:

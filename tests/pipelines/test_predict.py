@@ -373,6 +373,8 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(run, here, monkeypatch):
     assert pq.read_table(out / "parts" / "part-00000-0000.parquet").num_rows > 0
     with pytest.raises(InputError, match=r"holds detections of something else .*min-score"):
         predicting(run, "photos", min_score=0.5)
+    with pytest.raises(InputError, match=r"holds detections of something else .*precision: None -> 'bfloat16'"):
+        predicting(run, "photos", precision="bfloat16")
     kept = here / "photos" / "00.png"
     for content, later in ((pixels(3), 1), (pixels(0)[:64], 0)):  # of another time, then of another size
         with preserved(kept) as old:

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,13 +109,16 @@ def test_each_of_those_in_a_step_gets_the_scores_asked_for(model):
 
 
 def test_a_model_that_is_to_detect_otherwise_is_served_so_and_says_so(model):
-    asked = InferenceConfig(selection=SelectionChanges(method="hard", top_k=4), maskiou_power=2.0)
+    asked = InferenceConfig(selection=SelectionChanges(method="hard", top_k=4), maskiou_power=2.0, precision="bfloat16")
     data, replica = shape_image(0)[0], Detector(str(model), False, 1, 3, MOST, SIDE * SIDE, asked)
     ((_, answer),) = posted(replica, (data, ""))
     (found,) = predict(load_model(model, inference=asked), data)
     assert same(found, rows_of(answer))
+    (other,) = predict(load_model(model, inference=replace(asked, precision="float32")), data)
+    assert not same(other, rows_of(answer))
     assert len(found) <= 4 < len(predict(load_model(model), data)[0])
-    assert replica.served() == f"{model} with selection.method=hard, selection.top_k=4, maskiou_power=2"
+    how = "selection.method=hard, selection.top_k=4, maskiou_power=2, precision=bfloat16"
+    assert replica.served() == f"{model} with {how}"
 
 
 @pytest.mark.parametrize("lying_fits", [True, False])
@@ -149,7 +153,7 @@ def test_what_it_says_of_itself(model, url):
     assert status == 200
     assert about["model"].endswith(str(model))
     assert about["categories"] == [{"id": i, "name": name} for _, i, name in CATEGORIES]
-    assert (about["device"], about["images_a_step"]) == ("cpu", 1)
+    assert (about["device"], about["precision"], about["images_a_step"]) == ("cpu", "float32", 1)
     assert (about["max_bytes"], about["max_pixels"]) == (MOST, 50_000_000)
     assert ask(f"{url}/health") == (200, {"status": "ok"})
 

@@ -15,6 +15,7 @@ from PIL import Image
 from msrcnn.config import DataConfig
 from msrcnn.data.batching import (
     DIVISOR,
+    at_scale,
     canvas_for,
     canvases,
     draw,
@@ -217,6 +218,63 @@ def test_mirroring_only_in_training_and_only_if_wanted() -> None:
     still = make_batch(images, truths, DataConfig(64, 96, flip=False), [ODD])
     assert not still.flipped.any()
     assert torch.equal(testing.images, still.images)
+
+
+SCALES = replace(PLAIN, short_sides=(32, 48, 64))
+
+
+def test_scales_are_drawn_evenly_and_apart_from_mirroring() -> None:
+    drawn = [draw(7, epoch, image) for epoch in range(3) for image in range(200)]
+    sides = np.array([at_scale(SCALES, d).short_side for d in drawn])
+    odd = np.array(drawn) % 2 == 1
+    for side in SCALES.short_sides:
+        assert (sides == side).mean() == pytest.approx(1 / 3, abs=0.06)
+        assert odd[sides == side].mean() == pytest.approx(0.5, abs=0.1)
+    assert len(set(sides[::200])) > 1 or len(set(sides[1::200])) > 1  # an image's differ from epoch to epoch
+    assert at_scale(PLAIN, 5) == PLAIN
+
+
+def test_boxes_and_masks_follow_the_scale() -> None:
+    """One image at three scales in a batch: the same instance, on the canvas of the largest."""
+    y, x = np.mgrid[:80, :120]
+    masks = np.stack([(y - 40) ** 2 + (x - 50) ** 2 < 900])
+    data, truth = encode(Image.fromarray(picture(80, 120))), truth_of(1, masks)
+    draws = [0, 2, 4]  # not mirrored; 32, 48 and 64 pixels
+    batch = make_batch([data] * 3, [truth] * 3, SCALES, draws)
+    assert batch.sizes.tolist() == [[32, 48], [48, 72], [64, 96]]
+    assert batch.images.shape[2:] == (64, 96)
+    for b, side in enumerate(SCALES.short_sides):
+        alone = make_batch([data], [truth], replace(PLAIN, short_side=side), [0])
+        height, width = batch.sizes[b].int().tolist()
+        assert torch.equal(batch.images[b, :, :height, :width], alone.images[0, :, :height, :width])
+        assert not batch.images[b, :, height:].any()
+        assert not batch.images[b, :, :, width:].any()
+    assert batch.targets is not None
+    boxes = batch.targets.boxes[:, 0] / batch.scales.flip(1).repeat(1, 2)  # in image pixels again
+    torch.testing.assert_close(boxes, torch.from_numpy(truth.boxes).expand(3, -1))
+    slot = torch.zeros(3, dtype=torch.int64)
+    covered = sample_on_rois(batch.targets.masks, batch, torch.arange(3), slot, batch.targets.boxes[:, 0], 28)
+    for one in covered[1:]:
+        torch.testing.assert_close(one, covered[0], atol=1e-4, rtol=0)
+
+
+def test_several_scales_have_the_canvases_of_each_and_are_for_training_alone() -> None:
+    each = [replace(R50, short_side=side) for side in (640, 800)]
+    several = replace(R50, short_sides=(640, 800))
+    assert set(canvases(several)) == {shape for config in each for shape in canvases(config)}
+    assert len(canvases(several)) <= 2 * 8
+    truths = [ImageTruth.unknown(i, *size) for i, size in enumerate([(480, 640), (640, 480), (333, 640), (500, 500)])]
+    for truth in truths:
+        for drawn, config in zip((0, 2), each, strict=True):
+            shape, alone = own_canvas(truth, several, drawn), own_canvas(truth, config)
+            size = resized_size(truth.height, truth.width, config)
+            assert all(side <= room for side, room in zip(size, shape, strict=True))
+            assert shape[0] * shape[1] <= alone[0] * alone[1]
+            assert own_canvas(truth, several) == own_canvas(truth, R50)
+    assert one_canvas_batches(truths, several, 2) == one_canvas_batches(truths, R50, 2)
+    images = [encode(Image.fromarray(picture(64, 80)))]
+    testing = [make_batch(images, [ImageTruth.unknown(0, 64, 80)], config) for config in (PLAIN, SCALES)]
+    assert torch.equal(testing[0].images, testing[1].images)
 
 
 def test_an_image_does_not_depend_on_its_place_in_the_batch() -> None:
