@@ -21,7 +21,7 @@ from rich.table import Table
 from msrcnn.errors import InputError
 from pipelines.reporting import plain
 from pipelines.storage import Location, Place, locate
-from pipelines.sweep_results import NONE, RowResult, Spread, TableResult
+from pipelines.sweep_results import NONE, Best, RowResult, Spread, TableResult
 from tune_spaces.settings import shown
 
 WIDTH = 150
@@ -50,6 +50,9 @@ def lines(table: TableResult) -> Iterator[str]:
         remarks.append(f"All rows: {common}.")
     for remark in [*remarks, *_remarks(table)]:
         yield from textwrap.wrap(remark, WIDTH, break_long_words=False)
+    if table.best:
+        yield from textwrap.wrap(table.best.text, WIDTH, break_long_words=False)
+        yield f"    {table.best.command}"  # in one line, to be copied
 
 
 def markdown(tables: Sequence[TableResult]) -> str:
@@ -202,6 +205,8 @@ def _markdown(table: TableResult) -> Iterator[str]:
         yield from _grid(names, gains, [("compared with", against)])
     yield from (f"- {_text(remark)}" for remark in _remarks(table))
     yield ""
+    if table.best:
+        yield from (_text(table.best.text), "", "```", table.best.command, "```", "")
     if table.seeds > 1:
         values = [
             Field(
@@ -249,6 +254,7 @@ def _table_json(table: TableResult) -> dict[str, Any]:
         "title": table.title, "tables": list(table.tables), "about": table.about, "columns": list(table.columns),
         "notes": list(table.notes), "order": {"as_in_the_paper": alike, "pairs": pairs},
         "rows": [_row_json(table, row) for row in table.rows],
+        "best": table.best._asdict() if table.best else None,
     }  # fmt: skip
 
 
@@ -273,6 +279,7 @@ def _table_from(value: dict[str, Any]) -> TableResult:
     return TableResult(
         value["title"], tuple(value["tables"]), value["about"], tuple(value["columns"]),
         tuple(_row_from(row) for row in value["rows"]), tuple(value["notes"]),
+        Best(**value["best"]) if value["best"] else None,
     )  # fmt: skip
 
 

@@ -104,6 +104,15 @@ def test_a_grid_tries_every_combination(tmp_path):
     }
 
 
+def test_settings_that_the_command_line_varies_are_a_grid(tmp_path):
+    plan = plan_of(tmp_path, "--vary", "solver.lr=0.005,1e-2", "--vary", "model.maskiou.weight=1,2", "--preset", "demo")
+    assert {(t.train.solver.lr, t.train.model.maskiou.weight) for t in plan.trials.values()} == {
+        (lr, weight) for lr in (0.005, 0.01) for weight in (1.0, 2.0)
+    }
+    assert {t.train.model.hidden for t in plan.trials.values()} == {PRESETS["demo"].model.hidden}
+    assert plan.tables[0].space.columns[0] == "AP"
+
+
 def test_random_draws_follow_the_seed_and_stay_inside(tmp_path):
     plans = [plan_of(tmp_path, "hyperparameters", "--samples", "8", "--seeds", seed) for seed in ("1", "1", "2")]
     names = [[*plan.trials] for plan in plans]
@@ -137,6 +146,9 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], r"the space = 'nothing' is not accepted; it must be .* or --vary SETTING=VALUE"),
+        (["table4", "--vary", "solver.lr=1,2"], "--vary = .* absent with a space, which says what varies"),
+        (["--vary", "solver.lr=1,2", "--solver.lr", "3"], "--solver.lr: lr varies it; leave it out"),
         (["table8"], "no such sweep and no such file"),
         (["table4", "table4"], "two spaces of this name"),
         (["table4", "--samples", "3"], "has rows, and each is one trial"),
