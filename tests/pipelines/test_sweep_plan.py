@@ -113,11 +113,22 @@ def test_settings_that_the_command_line_varies_are_a_grid(tmp_path):
     assert plan.tables[0].space.columns[0] == "AP"
 
 
+FUSED = """search = "random"
+samples = 20
+[vary]
+solver.lr = {low = 0.005, high = 0.04, log = true}
+model.selection.method = ["gaussian", "linear", "hard"]
+fusion.class_power = {low = 0.5, high = 1.5}
+fusion.maskiou_power = {low = 0.0, high = 2.0}
+"""
+
+
 def test_random_draws_follow_the_seed_and_stay_inside(tmp_path):
-    plans = [plan_of(tmp_path, "hyperparameters", "--samples", "8", "--seeds", seed) for seed in ("1", "1", "2")]
+    file = space_file(tmp_path, FUSED)
+    plans = [plan_of(tmp_path, file, "--samples", "8", "--seeds", seed) for seed in ("1", "1", "2")]
     names = [[*plan.trials] for plan in plans]
     assert names[0] == names[1] != names[2]
-    space = find_space("hyperparameters")
+    space = find_space(file)
     drawn = [trial.settings for trial in plans[0].trials.values()]
     assert len(drawn) == 8
     for settings in drawn:
@@ -163,7 +174,6 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
         (["table4", "--many-heads", "--trunk", "nowhere"], "neither a run directory nor a model file"),
         (["table4", "--seeds", "1", "1"], "different numbers"),
         (["hyperparameters", "--search", "grid"], "a list of values in a grid"),
-        (["hyperparameters", "--asha"], "varies fusion"),
         (["table4", "--many-heads", "--model.heads", "input=b"], "takes the heads from the spaces"),
         (["backbone", "--preset", "demo"], "--preset: backbone varies it"),
     ],
@@ -171,6 +181,12 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
 def test_mistakes(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         plan_of(tmp_path, *arguments)
+
+
+def test_asha_ranks_by_the_mask_score_alone(tmp_path):
+    with pytest.raises(InputError, match=r"--asha: .* mine varies fusion"):
+        plan_of(tmp_path, space_file(tmp_path, FUSED), "--asha")
+    assert plan_of(tmp_path, "hyperparameters", "--asha").trials
 
 
 def test_a_whole_number_is_drawn_whole():
