@@ -33,13 +33,14 @@ TRUTHS = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 def named_options(options: type, prefix: str = "--") -> Iterator[tuple[str, bool]]:
     """The options of a dataclass by name, as --solver.lr, and whether each must be given.
 
-    A switch has the name that turns it off, too. What is marked for tyro otherwise, as positional, is left out.
+    A switch has the name that turns it off, too. What is marked for tyro otherwise than as an option that may be given
+    several times, as positional, is left out.
     """
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         hint, name = hints[field.name], field.name.replace("_", "-")
         hint = bool if hint == OnUnlessNot else hint
-        if hasattr(hint, "__metadata__"):
+        if tyro.conf.UseAppendAction not in getattr(hint, "__metadata__", (tyro.conf.UseAppendAction,)):
             continue
         if is_dataclass(hint) and isinstance(hint, type):
             yield from named_options(hint, f"{prefix}{name}.")

@@ -31,7 +31,7 @@ from pipelines.storage import Location, exclusively, locate, on_disk
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_outcomes import tables_of
 from pipelines.sweep_places import check_tracking, places
-from pipelines.sweep_plan import Plan, make_plan, report_name
+from pipelines.sweep_plan import Plan, make_plan, report_names
 from pipelines.sweep_plots import write_figures
 from pipelines.sweep_results import TableResult
 from pipelines.sweep_table import lines, write_report
@@ -104,7 +104,7 @@ def sweep(config: SweepConfig, log: Callable[[str], None] = print) -> SweepRepor
         tracker = parent_run(config, out, record, datasets)
         try:
             failures = run_trials(plan, config, out, tracker.run_id, concurrent, log)
-            tables = tables_of(plan, out, failures)
+            tables = tables_of(config, plan, out, failures)
             files = report(out, config, plan, tables)
         except BaseException as error:
             with suppress(Exception):  # a server that is gone must not hide why the sweep ends
@@ -142,7 +142,7 @@ def check_trials(plan: Plan, manifest: Manifest) -> None:
 
 def report(out: Location, config: SweepConfig, plan: Plan, tables: Sequence[TableResult]) -> list[Location]:
     """Writes the tables, and a figure or two of each; the files."""
-    names = [report_name(space) for space in config.spaces]
+    names = report_names(config)
     files = list(write_report(out, "-".join(names), tables))
     for name, planned, table in zip(names, plan.tables, tables, strict=True):
         files += write_figures(out, name, table, planned.space.vary)
@@ -181,7 +181,7 @@ def parent_run(config: SweepConfig, out: Location, record: SweepRecord | None, d
             raise InputError(f"MLflow at {tracker.shown}: {reason(error)}; the sweep began with {began_at}, give that, "
                              "or another --out") from None  # fmt: skip
         return tracker
-    tracker = Tracker(config.tracking, config.experiment, None, f"sweep {' '.join(config.spaces)}")
+    tracker = Tracker(config.tracking, config.experiment, None, f"sweep {' '.join(config.spaces or config.vary)}")
     record = SweepRecord(datasets, tracker.run_id, tracker.address)
     (out / SWEEP).write_json(asdict(record))
     return tracker
@@ -211,8 +211,10 @@ def close_trials(out: Location, parent: Tracker, failures: Mapping[str, str]) ->
 
 def tell(tracker: Tracker, config: SweepConfig, tables: Sequence[TableResult], files: Sequence[Location]) -> None:
     """The sweep's own run in MLflow gets its options, every row's mean, and the report."""
-    tracker.tags({"sweep.spaces": " ".join(config.spaces), "sweep.seeds": " ".join(map(str, config.seeds)),
-                  "sweep.many_heads": config.many_heads, "sweep.asha": config.asha})  # fmt: skip
+    tracker.tags({
+        "sweep.spaces": " ".join(config.spaces or config.vary), "sweep.seeds": " ".join(map(str, config.seeds)),
+        "sweep.many_heads": config.many_heads, "sweep.asha": config.asha,
+    })  # fmt: skip
     for table in tables:
         tracker.metrics({
             f"{legal(table.title)}/{legal(row.name)}/{column}": row.ours(column).mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,11 +20,13 @@ class SweepConfig(TrainingOptions):
     """Train and evaluate what a space of settings says, and print the table.
 
     Run again after an interruption, it resumes. Spaces are the paper's tables (table1 to table7, or input_fusion,
-    training_target, tau, backbone, test_dev, oracle), hyperparameters, or TOML files of the same form. --preset,
-    --model, --solver and --data change the settings of every trial that its space does not vary.
+    training_target, tau, backbone, test_dev, oracle), hyperparameters, or TOML files of the same form; or --vary makes
+    one. --preset, --model, --solver and --data change the settings of every trial that its space does not vary.
     """
 
-    spaces: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SPACES...")]
+    spaces: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SPACES...]")] = field(
+        default=(), kw_only=True
+    )
     """names or files of spaces"""
     shards: str | Path
     """shards to train on; a local path or a URL"""
@@ -34,6 +36,9 @@ class SweepConfig(TrainingOptions):
     """folder for runs, evaluations and tables; a local path, which on a cluster every node must see, or a URL"""
     weights: str | None = None
     """weights that every trial starts from, instead of the space's; none: random ones"""
+    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """instead of a space: SETTING=VALUE,VALUE,..., as solver.lr=0.005,0.01,0.02; given for several settings, every
+    combination is tried"""
     many_heads: bool = False
     """train the MaskIoU heads of all rows at once on one trunk, which learns nothing from them; for spaces that differ
     in nothing but the MaskIoU head"""
@@ -57,7 +62,7 @@ class SweepConfig(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.spaces), "SPACES", "nothing", "one or more names or TOML files, as table4")
+        require(not (self.spaces and self.vary), "--vary", self.vary, "absent with a space, which says what varies")
         require(self.samples is None or self.samples >= 1, "--samples", self.samples, "at least 1")
         require(self.concurrent >= 0, "--concurrent", self.concurrent, "0 or more")
         good = bool(self.seeds) and all(s >= 0 for s in self.seeds) and len({*self.seeds}) == len(self.seeds)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.storage import Location
+from pipelines.sweep_best import best_of
+from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_plan import ALONE, Plan, Planned, Shown
 from pipelines.sweep_results import RowResult, TableResult
 from pipelines.text_tables import counted
@@ -17,7 +20,7 @@ BOX = "box "
 """Before a column's name: of boxes."""
 
 
-def tables_of(plan: Plan, out: Location, failures: Mapping[str, str]) -> tuple[TableResult, ...]:
+def tables_of(config: SweepConfig, plan: Plan, out: Location, failures: Mapping[str, str]) -> tuple[TableResult, ...]:
     """The tables of a sweep, from what its trials left in `out`.
 
     Args:
@@ -31,7 +34,10 @@ def tables_of(plan: Plan, out: Location, failures: Mapping[str, str]) -> tuple[T
             space.title, space.tables, space.about, space.columns,
             tuple(_row(planned, shown, out, failures) for shown in rows), (*space.notes, *planned.notes),
         )  # fmt: skip
-        tables.append(table.best_first() if space.vary else table)
+        if space.vary:
+            table = table.best_first()
+            table = replace(table, best=best_of(config, space, table))
+        tables.append(table)
     return tuple(tables)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from msrcnn.errors import InputError
+from msrcnn.errors import InputError, require
 from msrcnn.maskiou_config import MaskIoUConfig
 from pipelines.storage import locate
 from pipelines.sweep_options import SweepConfig
@@ -21,7 +21,7 @@ from pipelines.trial import FUSED, Trial
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.heads import heads_of
 from tune_spaces.settings import FUSION, base_of, configure
-from tune_spaces.space import find_space
+from tune_spaces.space import find_space, space_of
 
 ALONE = "trained alone"
 BY_CLASS = "class score of the same detections"
@@ -74,8 +74,10 @@ def make_plan(config: SweepConfig) -> Plan:
     Raises:
         InputError: a space is unknown or has a mistake, a setting is not accepted, or options contradict each other.
     """
-    spaces = [find_space(name) for name in config.spaces]
-    names = [report_name(name) for name in config.spaces]
+    require(bool(config.spaces or config.vary), "the space", "nothing",
+            "one or more names or TOML files, as table4, or --vary SETTING=VALUE,VALUE,...")  # fmt: skip
+    spaces = [find_space(name) for name in config.spaces] or [space_of(config.vary)]
+    names = report_names(config)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError(f"{twice[0]}: two spaces of this name; leave one out or give its file another name")
     spaces = [_searched(config, space) for space in spaces]
@@ -98,9 +100,10 @@ def make_plan(config: SweepConfig) -> Plan:
     return Plan(tuple(tables), {trial.name: trial for trial in trials.values()})
 
 
-def report_name(space: str) -> str:
-    """Of the files of a space's report."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", Path(space).stem)
+def report_names(config: SweepConfig) -> list[str]:
+    """Of the files of each space's report."""
+    spaces = [Path(space).stem for space in config.spaces] or [space_of(config.vary).name]
+    return [re.sub(r"[^A-Za-z0-9.]+", "-", space) for space in spaces]
 
 
 def _searched(config: SweepConfig, space: Space) -> Space:

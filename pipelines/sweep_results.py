@@ -55,6 +55,13 @@ class RowResult:
         return self.ours(column).mean - self.paper(column)
 
 
+class Best(NamedTuple):
+    """The best trial of a search, for the reader."""
+
+    text: str  # what it is and where its model lies
+    command: str  # that trains it
+
+
 @dataclass(frozen=True)
 class TableResult:
     """A sweep's rows in their order.
@@ -66,6 +73,7 @@ class TableResult:
         columns: what is shown, in order; the first is the one that matters.
         rows: of different names.
         notes: for the reader, beneath.
+        best: of a search's trials; None in a table, and where no trial has a number.
     """
 
     title: str
@@ -74,6 +82,7 @@ class TableResult:
     columns: tuple[str, ...]
     rows: tuple[RowResult, ...]
     notes: tuple[str, ...] = ()
+    best: Best | None = None
 
     @property
     def heading(self) -> str:

@@ -47,6 +47,9 @@ def lines(table: TableResult) -> Iterator[str]:
         remarks.append(f"All rows: {common}.")
     for remark in [*remarks, *_remarks(table)]:
         yield from textwrap.wrap(remark, WIDTH, break_long_words=False)
+    if table.best:
+        yield from textwrap.wrap(table.best.text, WIDTH, break_long_words=False)
+        yield f"    {table.best.command}"  # in one line, to be copied
 
 
 def markdown(tables: Sequence[TableResult]) -> str:
@@ -171,6 +174,8 @@ def _markdown(table: TableResult) -> Iterator[str]:
         yield from _grid(names, gains, [("compared with", against)])
     yield from (f"- {_text(remark)}" for remark in _remarks(table))
     yield ""
+    if table.best:
+        yield from (_text(table.best.text), "", "```", table.best.command, "```", "")
     if table.seeds > 1:
         values = [
             Field(
@@ -215,6 +220,7 @@ def _table_json(table: TableResult) -> dict[str, Any]:
         "title": table.title, "tables": list(table.tables), "about": table.about, "columns": list(table.columns),
         "notes": list(table.notes), "order": {"as_in_the_paper": alike, "pairs": pairs},
         "rows": [_row_json(table, row) for row in table.rows],
+        "best": table.best._asdict() if table.best else None,
     }  # fmt: skip
 
 

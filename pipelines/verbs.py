@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -61,7 +62,7 @@ VERBS = {
     ),
     "sweep": Verb(
         "train and evaluate what a table of the paper varies, print the table", "pipelines.sweep_options:SweepConfig",
-        "pipelines.sweep:sweep_all", ("spaces", "shards", "validation", "out"),
+        "pipelines.sweep:sweep_all", ("shards", "validation", "out"),
     ),
     "study": Verb(
         "is the mask score better than the class score, and what is better still: seeds, tables, intervals",
@@ -156,6 +157,7 @@ def _settings_in(arguments: Sequence[str]) -> list[str]:
     names = []
     for argument in arguments:
         name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        name = re.sub(r"\.\d+$", "", name)  # a part of a tuple is given for the whole
         if argument.startswith("--") and (name == "preset" or name.partition(".")[0] in ("model", "solver", "data")):
             group, dot, field = name.rpartition(".")
             names.append(f"{group}{dot}{field.removeprefix('no_')}")

@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from msrcnn.errors import InputError, closest, meant
+from msrcnn.errors import InputError, closest, meant, require
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.settings import GROUPS, KINDS, typed
 
@@ -86,6 +86,36 @@ def find_space(name_or_path: str | Path) -> Space:
     except (OSError, ValueError) as error:  # a zero byte in a path is a ValueError
         raise InputError(f"{text}: cannot be read ({getattr(error, 'strerror', error)}); give a TOML file") from None
     return parse(data, text)
+
+
+def space_of(texts: Sequence[str]) -> Space:
+    """The grid of settings that are given as "solver.lr=0.005,0.01,0.02", each text one of them.
+
+    Raises:
+        InputError: a text is of another form, a setting comes twice, or takes no such value.
+    """
+    vary: dict[str, Choices | Range] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        require(bool(equals and values), "--vary", text, "SETTING=VALUE,VALUE,..., as solver.lr=0.005,0.01,0.02")
+        require(name not in vary, "--vary", text, f"another setting than {name}, which is given already")
+        vary[name] = Choices(tuple(_typed(name, _plain(value.strip()), "--vary") for value in values.split(",")))
+    try:
+        return Space(
+            "-".join(name.rpartition(".")[2] for name in vary), ", ".join(vary), ("AP", "AP50", "AP75", "box AP"),
+            vary=vary,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"--vary: {error}") from None
+
+
+def _plain(text: str) -> Any:
+    """A number or truth value as TOML reads it; anything else is a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def parse(data: bytes, file: str) -> Space:

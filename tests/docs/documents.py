@@ -112,7 +112,7 @@ SLOW = {
     "README.md": ["gallery.png", "runs/first/model.pt", "runs/first-val/summary.json", "runs/scored/model.pt",
                   "report.html", "predictions/detections.json", "sweeps/inputs/table4.md"],
     "docs/training.md": ["runs/scratch/model.pt", "runs/small-ap/model.pt", "runs/tables/model.pt"],
-    "docs/sweeps.md": ["sweeps/heads"],
+    "docs/sweeps.md": ["sweeps/lr/lr.md", "powers.json", "sigma.html", "sweeps/heads"],
 }  # fmt: skip
 """Run one after the other in one folder by `make test-slow`, trainings shortened by `SHORTER`, and some of what they
 must make; parsed otherwise."""

@@ -104,11 +104,31 @@ def test_a_grid_tries_every_combination(tmp_path):
     }
 
 
+def test_settings_that_the_command_line_varies_are_a_grid(tmp_path):
+    plan = plan_of(tmp_path, "--vary", "solver.lr=0.005,1e-2", "--vary", "model.maskiou.weight=1,2", "--preset", "demo")
+    assert {(t.train.solver.lr, t.train.model.maskiou.weight) for t in plan.trials.values()} == {
+        (lr, weight) for lr in (0.005, 0.01) for weight in (1.0, 2.0)
+    }
+    assert {t.train.model.hidden for t in plan.trials.values()} == {PRESETS["demo"].model.hidden}
+    assert plan.tables[0].space.columns[0] == "AP"
+
+
+FUSED = """search = "random"
+samples = 20
+[vary]
+solver.lr = {low = 0.005, high = 0.04, log = true}
+model.selection.method = ["gaussian", "linear", "hard"]
+fusion.class_power = {low = 0.5, high = 1.5}
+fusion.maskiou_power = {low = 0.0, high = 2.0}
+"""
+
+
 def test_random_draws_follow_the_seed_and_stay_inside(tmp_path):
-    plans = [plan_of(tmp_path, "hyperparameters", "--samples", "8", "--seeds", seed) for seed in ("1", "1", "2")]
+    file = space_file(tmp_path, FUSED)
+    plans = [plan_of(tmp_path, file, "--samples", "8", "--seeds", seed) for seed in ("1", "1", "2")]
     names = [[*plan.trials] for plan in plans]
     assert names[0] == names[1] != names[2]
-    space = find_space("hyperparameters")
+    space = find_space(file)
     drawn = [trial.settings for trial in plans[0].trials.values()]
     assert len(drawn) == 8
     for settings in drawn:
@@ -137,6 +157,9 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], r"the space = 'nothing' is not accepted; it must be .* or --vary SETTING=VALUE"),
+        (["table4", "--vary", "solver.lr=1,2"], "--vary = .* absent with a space, which says what varies"),
+        (["--vary", "solver.lr=1,2", "--solver.lr", "3"], "--solver.lr: lr varies it; leave it out"),
         (["table8"], "no such sweep and no such file"),
         (["table4", "table4"], "two spaces of this name"),
         (["table4", "--samples", "3"], "has rows, and each is one trial"),
@@ -151,7 +174,6 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
         (["table4", "--many-heads", "--trunk", "nowhere"], "neither a run directory nor a model file"),
         (["table4", "--seeds", "1", "1"], "different numbers"),
         (["hyperparameters", "--search", "grid"], "a list of values in a grid"),
-        (["hyperparameters", "--asha"], "varies fusion"),
         (["table4", "--many-heads", "--model.heads", "input=b"], "takes the heads from the spaces"),
         (["backbone", "--preset", "demo"], "--preset: backbone varies it"),
     ],
@@ -159,6 +181,12 @@ def test_a_small_space_is_not_drawn_for_ever(tmp_path):
 def test_mistakes(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         plan_of(tmp_path, *arguments)
+
+
+def test_asha_ranks_by_the_mask_score_alone(tmp_path):
+    with pytest.raises(InputError, match=r"--asha: .* mine varies fusion"):
+        plan_of(tmp_path, space_file(tmp_path, FUSED), "--asha")
+    assert plan_of(tmp_path, "hyperparameters", "--asha").trials
 
 
 def test_a_whole_number_is_drawn_whole():

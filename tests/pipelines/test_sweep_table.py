@@ -8,7 +8,7 @@ import math
 import pytest
 
 from pipelines.storage import locate
-from pipelines.sweep_results import RowResult, TableResult
+from pipelines.sweep_results import Best, RowResult, TableResult
 from pipelines.sweep_table import lines, markdown, to_json, write_report
 
 NAN = float("nan")
@@ -94,6 +94,17 @@ def test_the_terminal_shows_ours_the_papers_and_both_gains():
     assert "over 'base'" in text
     assert "over up to 2 seeds" in text
     assert text.endswith("A note.")
+
+
+def test_the_best_of_a_search_and_its_command_come_last():
+    best = Best("The best: lr=0.01. " + "To train it anew, perhaps for longer, " * 4, "msrcnn train " + "--x_y 1 " * 30)
+    table = TableResult("t", (), "", ("AP",), (RowResult("a", values={"AP": (1.0,)}),), ("A note.",), best)
+    shown = list(lines(table))
+    assert shown[-1] == f"    {best.command}"  # in one line, however long
+    assert " ".join(shown[-3:-1]) == best.text.strip()
+    text = markdown([table])
+    assert f"```\n{best.command}\n```" in text
+    assert to_json([table])["tables"][0]["best"] == {"text": best.text, "command": best.command}
 
 
 def test_one_seed_has_one_decimal_and_no_deviation():

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from msrcnn.errors import InputError
-from tune_spaces.definition import Choices, Range
+from tune_spaces.definition import Range
 from tune_spaces.settings import base_of, configure
-from tune_spaces.space import find_space, parse, space_names
+from tune_spaces.space import find_space, parse, space_names, space_of
 
 TOP = 'title = "t"\ncolumns = ["AP"]\n'
 ROW = TOP + '[[rows]]\nname = "r"\n'
@@ -38,13 +38,38 @@ def test_every_file_loads_and_every_row_configures(name):
 
 def test_what_a_search_draws_from():
     space = find_space("hyperparameters")
-    assert (space.search, space.samples) == ("random", 20)
+    assert (space.search, space.samples) == ("random", 12)
     assert space.vary["solver.lr"] == Range(0.005, 0.04, log=True)
-    assert space.vary["model.selection.method"] == Choices(("gaussian", "linear", "hard"))
-    assert set(space.vary) == {
-        "solver.lr", "model.maskiou.weight", "model.selection.method", "model.selection.sigma", "fusion.class_power",
-        "fusion.maskiou_power",
-    }  # fmt: skip
+    assert set(space.vary) == {"solver.lr", "model.maskiou.weight"}  # nothing that a finished model can be asked for
+
+
+def test_settings_given_as_texts_are_those_of_a_file():
+    texts = ["solver.lr=0.005,0.02", "model.selection.method=gaussian,hard", "data.flip=true,false"]
+    texts.append("data.short-side=64")
+    file = b"""title = "t"
+columns = ["AP"]
+[vary]
+solver.lr = [0.005, 0.02]
+model.selection.method = ["gaussian", "hard"]
+data.flip = [true, false]
+data.short_side = [64]
+"""
+    assert space_of(texts).vary == parse(file, "x.toml").vary
+
+
+@pytest.mark.parametrize(("texts", "says"), [
+    (["solver.lr"], r"--vary = 'solver.lr' is not accepted; it must be SETTING=VALUE,VALUE,\.\.\., as solver.lr=0.005"),
+    (["solver.lr="], "--vary = 'solver.lr=' is not accepted"),
+    (["solver.rl=1"], r"--vary, solver\.rl = 1: no such setting; did you mean solver\.lr\?"),
+    (["solver.lr=0.1", "solver.lr=0.2"], "another setting than solver.lr, which is given already"),
+    (["solver.lr=0.1,fast"], "--vary, solver.lr = 'fast' is not accepted; it must be a finite number"),
+    (["solver.lr=0.1,0.1"], r"--vary: \[vary\] solver\.lr = \[0\.1, 0\.1\] is not accepted; .* without repetition"),
+    (["solver.lr=0.1,-1"], r"--vary: \[vary\] lr=-1: solver\.lr = -1\.0 is not accepted; it must be above 0"),
+    (["solver.epochs=1.5"], "--vary, solver.epochs = 1.5 is not accepted; it must be a whole number"),
+])  # fmt: skip
+def test_texts_that_are_refused(texts, says):
+    with pytest.raises(InputError, match=says):
+        space_of(texts)
 
 
 def test_quoted_dots_tables_and_dotted_keys_are_the_same():
