@@ -132,7 +132,7 @@ class Matches:
     @property
     def image_ids(self) -> Ints:
         """[I], ascending: what a draw counts."""
-        return np.sort(np.concatenate(self._images))
+        return self._joined()[0]
 
     def ranked(self, ranking: str, area: str = "all") -> RankedMasks:
         """One of `RANKINGS`, of the instances and detections in a range of areas: all, small, medium or large."""
@@ -199,11 +199,12 @@ class Matches:
 
     def _joined(self) -> tuple[Ints, npt.NDArray[np.void], npt.NDArray[np.void]]:
         """Images, detections and instances by ascending image id, joined once."""
-        rows = np.concatenate(self._detections)
-        rows = rows[np.argsort(rows["image_id"], kind="stable")]
-        self._images, self._detections = [self.image_ids], [rows]
-        self._instances = [np.concatenate(self._instances)]
-        return self._images[0], rows, self._instances[0]
+        if len(self._images) > 1:
+            rows = np.concatenate(self._detections)
+            self._images = [np.sort(np.concatenate(self._images))]
+            self._detections = [rows[np.argsort(rows["image_id"], kind="stable")]]
+            self._instances = [np.concatenate(self._instances)]
+        return self._images[0], self._detections[0], self._instances[0]
 
 
 def _unpacked(bits: npt.NDArray[np.uint16]) -> Bools:
