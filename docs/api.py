@@ -91,7 +91,15 @@ MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.metrics.rankings": (),
     "msrcnn.metrics.ranked": ("MaskAP", "RankedMasks"),
     "msrcnn.metrics.matches": (),
-    "msrcnn.metrics.resampling": ("Interval", "image_draws", "percentiles", "hierarchical"),
+    "msrcnn.metrics.thresholds": (),
+    "msrcnn.metrics.resampling": (
+        "Interval",
+        "image_draws",
+        "percentiles",
+        "hierarchical",
+        "drawn_difference",
+        "simultaneous",
+    ),
     "msrcnn.metrics.tide": (),
     "msrcnn.metrics.figures": (),
 }

@@ -20,6 +20,7 @@ from msrcnn.maskiou_config import plain_name
 from msrcnn.metrics.coco_ap import APReport, CocoAP
 from msrcnn.metrics.maskiou import MaskIoUStats, ScoreBin, true_maskiou
 from msrcnn.metrics.quality import Calibration, MaskIoUQuality
+from msrcnn.metrics.thresholds import ThresholdTable, threshold_tables
 from msrcnn.rows import ImageDetections, ImageTruth
 from pipelines.detection_parts import StoredDetections, key_of, part_name
 from pipelines.job_rows import raise_plainly
@@ -86,6 +87,7 @@ class Summary:
     maskiou: MaskIoUStats
     bins: tuple[ScoreBin, ...]
     calibration: Calibration
+    thresholds: tuple[ThresholdTable, ...]
     heads: dict[str, Summary] = field(default_factory=dict)
 
 
@@ -181,10 +183,10 @@ def summarise(name: str, scores: PartialScores, bootstrap: int, seed: int) -> Su
         bootstrap: draws of the images for the intervals, of each head.
         seed: of the draws.
     """
-    quality = MaskIoUQuality.from_bytes(scores.quality).summarise()
+    quality, ap = MaskIoUQuality.from_bytes(scores.quality).summarise(), CocoAP.from_bytes(scores.ap)
     return Summary(
-        name, scores.images, scores.detections, CocoAP.from_bytes(scores.ap).summarise(bootstrap, seed),
-        quality.stats, quality.bins, quality.calibration,
+        name, scores.images, scores.detections, ap.summarise(bootstrap, seed),
+        quality.stats, quality.bins, quality.calibration, threshold_tables(ap.matches),
         {head: summarise(name, part, bootstrap, seed) for head, part in scores.heads.items()},
     )  # fmt: skip
 

@@ -219,7 +219,7 @@ def agreement(
         found[f"pearson, {name}"] = float(pearsonr(*of)[0]) if varied else np.nan
         found[f"spearman, {name}"] = float(spearmanr(*of)[0]) if varied else np.nan
     if len(counts):
-        found["draws"] = _drawn_pearson(values, true, image, counts).round(5).tolist()
+        found["draws"] = drawn_pearson(values, true, image, counts).round(5).tolist()
     return found
 
 
@@ -227,7 +227,7 @@ def _varies(values: Floats) -> bool:
     return len(values) > 0 and bool((values != values[0]).any())
 
 
-def _drawn_pearson(values: Floats, true: Floats, image: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Floats:
+def drawn_pearson(values: Floats, true: Floats, image: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Floats:
     """Pearson's correlation of each draw [R], from sums over each image."""
     if not (_varies(values) and _varies(true)):
         return np.full(len(counts), np.nan)

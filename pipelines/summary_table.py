@@ -1,4 +1,4 @@
-"""An evaluation as people read it: one table, then the correlations, then the MaskIoU heads if there are several."""
+"""An evaluation as people read it: AP, correlations, thresholds of scores, the MaskIoU heads if there are several."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pipelines.scoring import Summary, head_metrics
 from pipelines.text_tables import as_text, percent
 
 WIDTH = 110
+SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Scores whose thresholds are printed."""
 
 
 def summary_lines(summary: Summary) -> Iterable[str]:
@@ -48,10 +50,24 @@ def summary_lines(summary: Summary) -> Iterable[str]:
             f"{part.maskiou_pearson:.3f}, class score {part.class_pearson:.3f} "
             f"(Spearman {part.maskiou_spearman:.3f}, {part.class_spearman:.3f})"
         )
+    yield threshold_table(summary)
     if summary.heads:
         yield heads_table(summary)
     if images.without_detections or images.failed:
         yield f"images without a detection: {images.without_detections}; images that failed: {images.failed}"
+
+
+def threshold_table(summary: Summary) -> str:
+    """What masks from a score on are right and found, overall."""
+    table = Table(title=f"{escape(summary.dataset)}: precision / recall of the masks from a score on", width=WIDTH)
+    table.add_column("score")
+    for name in ("IoU", *(f"{score:g}" for score in SHOWN), "highest F1"):
+        table.add_column(name, justify="right")
+    for of in summary.thresholds:
+        cells = [f"{percent(k.precision)} / {percent(k.recall)}" for k in of.grid if k.score in SHOWN]
+        best = f"{percent(of.best.f1)} from {of.best.score:.3f}" if of.best else "-"
+        table.add_row(f"{of.ranking} score", f"{of.iou:g}", *cells, best)
+    return drawn(table)
 
 
 def heads_table(summary: Summary) -> str:

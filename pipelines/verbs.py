@@ -72,6 +72,10 @@ VERBS = {
         "write one HTML page about evaluations: numbers, curves, categories, pictures",
         "pipelines.report_options:ReportConfig", "pipelines.report.command:report",
     ),
+    "compare": Verb(
+        "by how much two evaluations differ, and whether that may be chance", "pipelines.compare_options:CompareConfig",
+        "pipelines.compare:compare",
+    ),
     "export": Verb(
         "write stored detections as COCO results", "pipelines.scoring_options:ExportConfig", "pipelines.export:export"
     ),

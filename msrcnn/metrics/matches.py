@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from msrcnn.errors import InputError
-from msrcnn.metrics.mask_matching import AREAS, Bools, Floats, Ints, within
+from msrcnn.metrics.mask_matching import AREAS, IOU_THRESHOLDS, Bools, Floats, Ints, within
 from msrcnn.metrics.ranked import RankedMasks
 from msrcnn.metrics.rankings import MaskRankings
 from msrcnn.metrics.resampling import draw_blocks
@@ -48,7 +48,7 @@ class Matches:
 
     def __init__(self, categories: Sequence[tuple[int, str]]) -> None:
         """Takes the contiguous number and the name of every category."""
-        self._categories = tuple(sorted((int(number), str(name)) for number, name in categories))
+        self.categories = tuple(sorted((int(number), str(name)) for number, name in categories))
         self._images: list[Ints] = [np.zeros(0, np.int64)]
         self._detections: list[npt.NDArray[np.void]] = [np.zeros(0, _DETECTION)]
         self._instances: list[npt.NDArray[np.void]] = [np.zeros(0, _INSTANCE)]
@@ -65,7 +65,7 @@ class Matches:
         """
         if not truths:
             return
-        masks, boxes = (MaskRankings(self._categories, of=of) for of in ("masks", "boxes"))
+        masks, boxes = (MaskRankings(self.categories, of=of) for of in ("masks", "boxes"))
         for rankings in (masks, boxes):
             rankings.update(truths, detections)
         columns = masks.columns
@@ -90,8 +90,8 @@ class Matches:
         """
         merged: Matches | None = None
         for part in parts:
-            merged = merged or cls(part._categories)
-            if part._categories != merged._categories:
+            merged = merged or cls(part.categories)
+            if part.categories != merged.categories:
                 raise InputError("parts of an evaluation have different categories; evaluate all images against one "
                                  "data set")  # fmt: skip
             merged._images += part._images
@@ -132,19 +132,33 @@ class Matches:
     @property
     def image_ids(self) -> Ints:
         """[I], ascending: what a draw counts."""
-        return np.sort(np.concatenate(self._images))
+        return self._joined()[0]
 
     def ranked(self, ranking: str, area: str = "all") -> RankedMasks:
         """One of `RANKINGS`, of the instances and detections in a range of areas: all, small, medium or large."""
         r, a = RANKINGS.index(ranking), list(AREAS).index(area)
-        images, rows, instances = self._joined()
-        counts = np.zeros((len(images), len(self._categories)), np.int64)
-        real = instances[instances["ranges"] >> a & 1 == 1]
-        np.add.at(counts, (np.searchsorted(images, real["image_id"]), real["category"]), 1)
+        images, rows, _ = self._joined()
         score = rows["mask_score" if ranking == "mask" else "class_score"].astype(np.float64)
         image = np.searchsorted(images, rows["image_id"])
         hit, ignored = (_unpacked(rows[name][:, r, a]) for name in ("hit", "ignored"))
-        return RankedMasks(image, rows["category"].astype(np.int64), score, hit, ignored, counts)
+        return RankedMasks(image, rows["category"].astype(np.int64), score, hit, ignored, self.instances(area))
+
+    def columns(self, ranking: str, iou: float) -> tuple[Ints, Floats, Bools, Bools]:
+        """Of all detections the category from 0, the score, whether it took an instance and whether it counts neither
+        way, [N] each; `iou` is one of COCO's thresholds."""
+        r, t = RANKINGS.index(ranking), int(np.argmin(np.abs(IOU_THRESHOLDS - iou)))
+        rows = self._joined()[1]
+        score = rows["mask_score" if ranking == "mask" else "class_score"].astype(np.float64)
+        hit, ignored = (rows[name][:, r, 0] >> t & 1 == 1 for name in ("hit", "ignored"))
+        return rows["category"].astype(np.int64), score, hit, ignored
+
+    def instances(self, area: str = "all") -> Ints:
+        """How many each image and category has, int [I, C]; crowds are not counted."""
+        images, _, instances = self._joined()
+        counts = np.zeros((len(images), len(self.categories)), np.int64)
+        real = instances[instances["ranges"] >> list(AREAS).index(area) & 1 == 1]
+        np.add.at(counts, (np.searchsorted(images, real["image_id"]), real["category"]), 1)
+        return counts
 
     def resample(self, draws: int, seed: int) -> Samples:
         """The numbers on draws of as many images with replacement. The same seed draws the same of the same images, so
@@ -169,22 +183,28 @@ class Matches:
                 samples[ranking] |= dict(zip(names, values.T, strict=False))
         return samples
 
+    def resample_categories(self, ranking: str, draws: int, seed: int) -> Floats:
+        """AP of each category by one of `RANKINGS` on the same draws [R, C]; nan where a draw has no instance of it."""
+        ranked, blocks = self.ranked(ranking), draw_blocks(len(self.image_ids), draws, seed)
+        return np.concatenate([ranked.category_aps(counts).mean(axis=2) for counts in blocks])
+
     def _instances_of(self, truth: ImageTruth) -> npt.NDArray[np.void]:
         real = ~truth.crowd
         rows = np.zeros(int(real.sum()), _INSTANCE)
         rows["image_id"] = truth.image_id
-        rows["category"] = np.searchsorted([number for number, _ in self._categories], truth.categories[real])
+        rows["category"] = np.searchsorted([number for number, _ in self.categories], truth.categories[real])
         for a, area in enumerate(AREAS):
             rows["ranges"] |= (within(truth.areas[real], area).astype(np.uint8) << a).astype(np.uint8)
         return rows
 
     def _joined(self) -> tuple[Ints, npt.NDArray[np.void], npt.NDArray[np.void]]:
         """Images, detections and instances by ascending image id, joined once."""
-        rows = np.concatenate(self._detections)
-        rows = rows[np.argsort(rows["image_id"], kind="stable")]
-        self._images, self._detections = [self.image_ids], [rows]
-        self._instances = [np.concatenate(self._instances)]
-        return self._images[0], rows, self._instances[0]
+        if len(self._images) > 1:
+            rows = np.concatenate(self._detections)
+            self._images = [np.sort(np.concatenate(self._images))]
+            self._detections = [rows[np.argsort(rows["image_id"], kind="stable")]]
+            self._instances = [np.concatenate(self._instances)]
+        return self._images[0], self._detections[0], self._instances[0]
 
 
 def _unpacked(bits: npt.NDArray[np.uint16]) -> Bools:

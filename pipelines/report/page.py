@@ -34,8 +34,9 @@ from pipelines.report.picks import KINDS
 from pipelines.report.pictures import Picture
 from pipelines.report.published import Published, published_for
 from pipelines.report.runs import Run, baseline
-from pipelines.report.tables import category_table, labels_of, number_rows
+from pipelines.report.tables import category_table, labels_of, number_rows, threshold_rows
 from pipelines.report.verdict import verdict
+from pipelines.summary_table import SHOWN
 
 TEMPLATES = Path(__file__).parent / "templates"
 COCO_VAL = (5000, 80)
@@ -88,7 +89,7 @@ def render(runs: Sequence[Run], found: Found) -> str:
     )  # fmt: skip
     environment.globals |= {
         "points": points, "interval": interval, "percent": percent, "shown": shown, "signed": signed,
-        "run_class": run_class, "kinds": KINDS, "about": ABOUT, "metrics": METRICS,
+        "run_class": run_class, "kinds": KINDS, "about": ABOUT, "metrics": METRICS, "cuts": SHOWN,
     }  # fmt: skip
     evaluated = [run for run in runs if run.summary]
     pictures = [(run, picture) for run in runs for picture in found.pictures.get(run.name, ())]
@@ -124,12 +125,12 @@ def _headline(run: Run) -> dict[str, Any]:
     model = run.training.record.settings.get("model", {}) if run.training else {}
     paper = published_for(model) if model else None
     if run.summary is None:
-        return {"run": run, "verdict": [], "tiles": _validated(run), "rows": [], "paper": None, "comparable": "",
-                "scale": None}  # fmt: skip
+        return {"run": run, "verdict": [], "tiles": _validated(run), "rows": [], "thresholds": [], "paper": None,
+                "comparable": "", "scale": None}  # fmt: skip
     return {
         "run": run, "verdict": verdict(run.summary), "tiles": _tiles(run.summary, paper),
-        "rows": number_rows(run.summary, paper), "paper": paper, "comparable": comparable(run.summary, paper),
-        "scale": scale(run.summary),
+        "rows": number_rows(run.summary, paper), "thresholds": threshold_rows(run.summary), "paper": paper,
+        "comparable": comparable(run.summary, paper), "scale": scale(run.summary),
     }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from pipelines.reporting import SUMMARY, UNFINISHED
 from pipelines.run_directory import METRICS, RUN, RunRecord, read_record
 from pipelines.storage import Location, Place, explained, locate
 
-NEEDED = ("dataset", "images", "detections", "ap", "maskiou", "bins", "calibration", "tide", "curves", "density")
+NEEDED = ("dataset", "images", "detections", "ap", "maskiou", "bins", "calibration", "thresholds", "tide", "curves",
+          "density")  # fmt: skip
 """What a page takes from `summary.json`."""
 
 

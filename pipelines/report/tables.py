@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from msrcnn.metrics.coco_ap import METRICS
-from pipelines.report.numbers import DASH, nan_if_none, percent, points
+from pipelines.report.numbers import DASH, nan_if_none, percent, points, shown
 from pipelines.report.published import Published
 from pipelines.report.runs import Run
+from pipelines.summary_table import SHOWN
 
 RANKED = (("box", "boxes, class score", "c-box"), ("mask_by_class", "masks, class score", "c-class"),
           ("mask_by_mask", "masks, mask score", "c-mask"), ("mask_by_oracle", "masks, oracle", "c-oracle"))  # fmt: skip
@@ -45,6 +46,17 @@ def number_rows(summary: Mapping[str, Any], paper: Published | None) -> list[tup
              ("paper", f"paper, {paper.name}: masks, MS R-CNN", cells(paper.by_mask))]  # fmt: skip
     if paper.oracle is not None:
         rows.append(("paper", f"paper, {paper.name}: masks, oracle", cells({"AP": paper.oracle})))
+    return rows
+
+
+def threshold_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """CSS class, score and IoU; precision and recall from some scores on; where F1 is highest."""
+    rows = []
+    for of in summary["thresholds"]:
+        cells = [f"{percent(k['precision'])} / {percent(k['recall'])}" for k in of["grid"] if k["score"] in SHOWN]
+        best = of["best"]
+        cells.append(f"{percent(best['f1'])} from {shown(best['score'])} on" if best else DASH)
+        rows.append((f"c-{of['ranking']}", f"{of['ranking']} score, IoU {of['iou']:g}", cells))
     return rows
 
 

@@ -103,6 +103,11 @@ def test_names_and_lines(stored):
     lines = "\n".join(summary_lines(summary))
     assert f"{100 * summary.ap.mask_by_mask['AP']:.1f}" in lines
     assert "images that failed: 1" in lines
+    of_mask = next(t for t in summary.thresholds if (t.ranking, t.iou) == ("mask", 0.5))
+    kept = next(kept for kept in of_mask.grid if kept.score == 0.5)
+    row = next(line for line in lines.splitlines() if line.startswith("│ mask score ") and " 0.5 " in line)
+    assert f"{100 * kept.precision:.1f} / {100 * kept.recall:.1f}" in row
+    assert f"{100 * of_mask.best.f1:.1f} from {of_mask.best.score:.3f}" in row
     low, high = summary.ap.gain_interval
     gain = f"gain by mask score {100 * summary.ap.gain:+.1f} AP"
     assert f"{gain}, 95% interval {100 * low:+.1f} to {100 * high:+.1f} (bootstrap over images); oracle gap" in lines

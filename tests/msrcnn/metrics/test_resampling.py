@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msrcnn.errors import InputError
-from msrcnn.metrics.resampling import hierarchical, image_draws
+from msrcnn.metrics.resampling import drawn_difference, hierarchical, image_draws, percentiles, simultaneous
 
 
 def test_a_draw_has_as_many_images_as_there_are():
@@ -95,3 +95,47 @@ def test_bad_numbers_are_refused():
             image_draws(*arguments)
     with pytest.raises(InputError, match="seed = -1"):
         hierarchical([np.ones(3)], [1], seed=-1)
+
+
+def test_what_the_seeds_of_both_sides_scatter_is_in_their_difference():
+    """Two methods of equal means, three and four seeds with different scatter, images that scatter little."""
+    rng = np.random.default_rng(3)
+    held, draws = 0, 400
+    for _ in range(400):
+        one, other = rng.normal(0, 1, 3), rng.normal(0, 2, 4)
+        images = rng.normal(0, 0.1, draws)  # the same for all: drawn together
+        drawn = drawn_difference(
+            [p + images for p in one], one.tolist(), [p + images for p in other], other.tolist(), rng
+        )
+        low, high = percentiles(drawn)
+        held += low <= 0 <= high
+    assert 0.93 <= held / 400 <= 1
+    pair = drawn_difference([images], [0.0], [images + 1], [1.0], rng)
+    assert np.allclose(pair, -1)  # one seed a side: images alone, and those are the same
+
+
+def test_simultaneous_intervals_hold_all_numbers_at_once():
+    """Of 20 independent numbers the single intervals hold all in 0.95^20 = 36% of cases."""
+    rng = np.random.default_rng(5)
+    together, each = 0, 0
+    scale = np.geomspace(0.1, 10, 20)
+    for _ in range(300):
+        points = rng.normal(0, scale)
+        drawn = points + rng.normal(0, scale, (500, 20))
+        ends = simultaneous(drawn, points)
+        together += bool((ends[:, 0] <= 0).all() and (ends[:, 1] >= 0).all())
+        single = np.percentile(drawn, [2.5, 97.5], axis=0)
+        each += bool((single[0] <= 0).all() and (single[1] >= 0).all())
+    assert 0.91 <= together / 300 <= 0.98
+    assert each / 300 < 0.5
+
+
+def test_numbers_that_go_together_need_no_correction():
+    rng = np.random.default_rng(6)
+    drawn = np.outer(rng.normal(0, 1, 2000), [1.0, 2.0, 3.0])
+    drawn = np.c_[drawn, np.full(2000, np.nan), np.zeros(2000)]
+    ends = simultaneous(drawn, np.zeros(5))
+    single = np.percentile(drawn[:, :3], [2.5, 97.5], axis=0)
+    np.testing.assert_allclose(np.ptp(ends[:3], axis=1), np.ptp(single, axis=0), rtol=0.02)
+    assert np.isnan(ends[3]).all()
+    assert (ends[4] == 0).all()

@@ -61,6 +61,18 @@ def test_the_12_numbers_of_each_ranking_are_the_stored_ones(made, page):
     assert paper["paper, R18-FPN: masks, oracle"][0] == "31.5"
 
 
+def test_thresholds_are_the_stored_ones(made, page):
+    (found,) = page.all("table", css="thresholds")
+    head, *rows = found.rows()
+    assert head == ["cut by", *(f"from {score} on" for score in (0.1, 0.3, 0.5, 0.7, 0.9)), "highest F1"]
+    stored = made.summaries[0]["thresholds"]
+    assert [row[0] for row in rows] == [f"{of['ranking']} score, IoU {of['iou']:g}" for of in stored]
+    for row, of in zip(rows, stored, strict=True):
+        kept = {k["score"]: k for k in of["grid"]}
+        assert row[3] == f"{percent(kept[0.5]['precision'])} / {percent(kept[0.5]['recall'])}"
+        assert row[6] == f"{percent(of['best']['f1'])} from {of['best']['score']:.3f} on"
+
+
 def test_the_headline_is_the_stored_one(made, page):
     summary = made.summaries[0]
     values = {tile.all(css="name")[0].text: tile.all(css="value")[0].text for tile in page.all("li", css="tile")}
