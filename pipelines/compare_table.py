@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.summary_table import WIDTH, drawn, percent
+from pipelines.summary_table import WIDTH
+from pipelines.text_tables import as_text, percent
 
 SHOWN = 10
 """Categories with the largest differences that are printed."""
@@ -75,13 +76,13 @@ def comparison_lines(found: Comparison) -> Iterable[str]:
     for number in found.numbers:
         in_points = number.of != "maskiou"
         table.add_row(f"{OF[number.of]}: {number.metric}", *_cells(number, in_points))
-    yield drawn(table)
+    yield as_text(table, WIDTH)
     ranked = sorted((c for c in found.categories if not math.isnan(c.b - c.a)), key=lambda c: -abs(c.b - c.a))
     title = f"mask AP by mask score: the {min(SHOWN, len(ranked))} of {len(ranked)} categories that differ most"
     table = _table(title, "category", "instances")
     for category in ranked[:SHOWN]:
         table.add_row(escape(category.name), str(category.instances), *_cells(category, True))
-    yield drawn(table)
+    yield as_text(table, WIDTH)
     several = max(found.seeds) > 1
     yield (
         f"95% intervals over {found.draws} draws of the images{' and over the seeds' if several else ''}; * without 0. "

@@ -67,7 +67,7 @@ def threshold_table(summary: Summary) -> str:
         cells = [f"{percent(k.precision)} / {percent(k.recall)}" for k in of.grid if k.score in SHOWN]
         best = f"{percent(of.best.f1)} from {of.best.score:.3f}" if of.best else "-"
         table.add_row(f"{of.ranking} score", f"{of.iou:g}", *cells, best)
-    return drawn(table)
+    return as_text(table, WIDTH)
 
 
 def heads_table(summary: Summary) -> str:
