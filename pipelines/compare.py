@@ -6,7 +6,6 @@ Matches of all sides are counted on the same draws of the images, so that interv
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -215,6 +214,6 @@ def _write(
     }  # fmt: skip
     try:
         out.parent.make_folder()
-        out.write((json.dumps(value, indent=1) + "\n").encode())
+        out.write_json(value)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({explained(error)}); choose another --out") from error
