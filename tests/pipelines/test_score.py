@@ -133,6 +133,7 @@ def test_other_fusions_from_the_same_rows(tmp_path, stored):
     assert [r["ap"] for r in value["results"]] == [r.ap for r in results]
     assert value["best"]["ap"] == max(by.values())
     assert "class score^1 x MaskIoU^0" in "\n".join(lines)
+    assert f"with --maskiou-power {value['best']['fusion']['maskiou_power']:g} times the power" in lines[-1]
     with pytest.raises(InputError, match="--maskiou-powers"):
         RescoreConfig("d", "s", "o", maskiou_powers=(-1.0,))
     with pytest.raises(InputError, match="is a folder; give --out a file"):
