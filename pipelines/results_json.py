@@ -69,7 +69,8 @@ def import_results(
     """Writes the parts of a results file; what is there of the same file already stays.
 
     Boxes of results without `bbox` are those of their masks. A result without `maskiou` has MaskIoU 1, so that its mask
-    score is its score. An image without a result counts as one without detections.
+    score is its score. In what `msrcnn predict` writes `score` is the mask score, and `class_score`, `maskiou` and
+    `worth` stand beside it. An image without a result counts as one without detections.
 
     Args:
         results: a JSON list of {image_id, category_id, segmentation, score} with the annotation file's category ids and
@@ -119,13 +120,11 @@ def checked_rows(results: Location, manifest: Manifest, images: dict[int, ShardI
             raise InputError(f"{where} (image {image_id}): category_id {category!r} is none of the annotation file's; "
                              f"they are {_some(sorted(numbers))}")  # fmt: skip
         where, image = f"{where} (image {image_id})", images[image_id]
-        score = _number(item, "score", where)
-        maskiou = _number(item, "maskiou", where) if item.get("maskiou") is not None else 1.0
         rle = _rle(item.get("segmentation"), image, where)
         yield {
             "image_id": image_id, "height": image.height, "width": image.width, "category": numbers[category],
-            "bbox": _corners(item.get("bbox"), rle, image, where), "class_score": score, "maskiou": maskiou,
-            "mask_score": score * maskiou, "rle": rle,
+            "bbox": _corners(item.get("bbox"), rle, image, where), "rle": rle,
+            **_scores(item, where),
         }  # fmt: skip
 
 
@@ -178,6 +177,15 @@ def _number(item: dict[str, Any], key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{where}: {key} is {value!r}, expected a number; every result needs one to be ranked by")
     return float(value)
+
+
+def _scores(item: dict[str, Any], where: str) -> dict[str, float]:
+    """`score` is the class score, but where `class_score` stands beside it: in what `msrcnn predict` writes."""
+    score = _number(item, "score", where)
+    given = {name: _number(item, name, where) for name in ("class_score", "maskiou", "worth")
+             if item.get(name) is not None}  # fmt: skip
+    row = {"class_score": score, "maskiou": 1.0, **given}
+    return {**row, "mask_score": row["class_score"] * row.get("worth", row["maskiou"])}
 
 
 def _rle(segmentation: Any, image: ShardImage, where: str) -> bytes:

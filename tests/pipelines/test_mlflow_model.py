@@ -22,11 +22,10 @@ from msrcnn.errors import InputError
 from msrcnn.masks import paste_and_encode
 from msrcnn.rows import ImageTruth
 from msrcnn.weights import save_model
-from pipelines.detection_parts import sha256_of
 from pipelines.mlflow_model import CODE, REQUIREMENTS, log_model
 from pipelines.options import TrainConfig
 from pipelines.served_model import TYPES
-from pipelines.storage import locate
+from pipelines.storage import locate, sha256_of
 from pipelines.tracking import Tracker
 from pipelines.train import hand_over
 from tests.mlflow_server import Server

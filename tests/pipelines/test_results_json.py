@@ -148,6 +148,18 @@ def test_a_predicted_maskiou_and_boxes_are_taken_over(tmp_path, manifest, result
     assert row["bbox"] == [1.1, 2.2, 1.1 + 3.3, 2.2 + 4.4]
 
 
+def test_what_predict_writes_is_ranked_as_there(tmp_path, manifest, results):
+    for place, row in enumerate(results):
+        row |= {"class_score": 0.5 + place / 1000, "maskiou": 0.25, "worth": 0.125}
+        row["score"] = row["class_score"] * row["worth"]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    imported(tmp_path / "r.json", manifest, tmp_path / "detections")
+    rows = [row for row in pq.read_table(tmp_path / "detections").to_pylist() if row["category"]]
+    wanted = sorted((r["image_id"], r["class_score"], 0.25, 0.125, r["score"]) for r in results)
+    got = [(r["image_id"], r["class_score"], r["maskiou"], r["worth"], r["mask_score"]) for r in rows]
+    assert sorted(got) == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
