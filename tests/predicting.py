@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,13 @@ from PIL import Image
 
 from msrcnn import Prediction
 from msrcnn.weights import save_model
+from pipelines.predict import predict
+from pipelines.predict_options import PredictConfig
 from tests.tiny import DATA, SIDE, make_model, shape_image
 
 CATEGORIES = ((1, 5, "disk"), (2, 7, "ring"), (3, 9, "star"))
+EVERYTHING = -1e9
+"""A mask score that all detections have."""
 
 
 def write_model(path: Path) -> Path:
@@ -88,3 +95,18 @@ def files_in(folder: Path) -> list[str]:
 
 def json_of(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def predicting(run: Path, *images: str | Path, **options) -> tuple[int, list[str]]:
+    """The exit code, and what was printed."""
+    lines: list[str] = []
+    return predict(PredictConfig(run, images, **{"min_score": EVERYTHING, **options}), lines.append), lines
+
+
+@contextlib.contextmanager
+def preserved(path: Path) -> Iterator[os.stat_result]:
+    """A file is after the block what it was before."""
+    content, state = path.read_bytes(), path.stat()
+    yield state
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
