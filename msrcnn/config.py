@@ -261,7 +261,7 @@ class SolverConfig:
     precision: Precision = "float32"
     """what layers compute in; with bfloat16 weights, losses and box arithmetic stay float32 (autocast)"""
     seed: int = 0
-    """initial weights, order of images, flips and samples follow from it"""
+    """initial weights, order of images, scales, flips and samples follow from it"""
 
     def __post_init__(self) -> None:
         check_precision("solver.precision", self.precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -18,9 +19,9 @@ class CompareConfig:
     means over them, and the intervals are over images and seeds.
     """
 
-    a: tyro.conf.Positional[str | Path]
+    a: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="A")]
     """folder that `msrcnn evaluate` or `msrcnn score` made; a local path or a URL"""
-    b: tyro.conf.Positional[str | Path]
+    b: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="B")]
     """likewise: what is compared with A"""
     more_a: tuple[str | Path, ...] = ()
     """evaluations of the same as A trained with other seeds"""

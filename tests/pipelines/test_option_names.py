@@ -50,7 +50,7 @@ def test_help_of_a_switch_says_what_it_does(verb: str, switch: str, says: str) -
 
 @pytest.mark.parametrize(("verb", "usage"), [
     ("predict", "MODEL IMAGES..."), ("serve", "MODEL"), ("report", "RUNS..."), ("data", "SHARDS"), ("logs", "JOB"),
-    ("stop", "JOB"), ("context", "[ADDRESS]"), ("sweep", "[SPACES...]"),
+    ("stop", "JOB"), ("context", "[ADDRESS]"), ("sweep", "[SPACES...]"), ("compare", "A B"),
 ])  # fmt: skip
 def test_what_has_no_name_is_called_after_what_it_is(verb: str, usage: str) -> None:
     assert re.search(rf"usage: msrcnn {verb} \[-h\] (\[OPTIONS\] )?{re.escape(usage)} ", help_of(verb))
