@@ -43,8 +43,8 @@ class ScoreConfig(ReportOptions):
 
     detections: str | Path
     """folder of an evaluation or its detections; or a JSON file of COCO results with run lengths, by any detector: a
-    list of {image_id, category_id, segmentation, score}, and maskiou (1 if absent) to rank masks by score x maskiou; what
-    msrcnn predict writes is ranked by its class_score and worth"""
+    list of {image_id, category_id, segmentation, score}, and maskiou (1 if absent) to rank masks by score x maskiou;
+    what msrcnn predict writes is ranked by its class_score and worth"""
     shards: str | Path
     """the shards of the images that were detected on; a local path or a URL"""
     out: str | Path
