@@ -21,7 +21,7 @@ from typing import Any
 
 from msrcnn.errors import InputError
 from pipelines.options import EvaluateConfig, TrainConfig
-from pipelines.run_directory import VALIDATION
+from pipelines.run_directory import VALIDATION, VALIDATION_AP
 from pipelines.scoring import Summary
 from pipelines.scoring_options import ExportConfig
 from pipelines.storage import Location, locate
@@ -157,7 +157,7 @@ def validations(run: Location, epochs: int, told: int = 0) -> list[tuple[int, fl
     found = []
     for epoch, name in enumerate(names[: epochs - 1], start=1):
         if epoch > told:
-            ap = json.loads((run / VALIDATION / name).read()).get("validation/mask_by_mask/AP")
+            ap = json.loads((run / VALIDATION / name).read()).get(VALIDATION_AP)
             found.append((epoch, math.nan if ap is None else 100 * ap))
     return found
 
