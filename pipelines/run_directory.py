@@ -38,6 +38,8 @@ BEST = "best.pt"
 TRACKED = ".tracked"
 """Says that MLflow has everything of a finished run."""
 VALIDATION = "validation"
+VALIDATION_AP = "validation/mask_by_mask/AP"
+"""A validation's mask AP by mask score, in its numbers and in the metrics: what makes a model the best."""
 WORKERS = ".workers"
 CONFIGS = {"model": ModelConfig, "solver": SolverConfig, "data": DataConfig}
 """The configurations among a run's settings."""

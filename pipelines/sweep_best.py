@@ -15,7 +15,7 @@ from pipelines.sweep_results import Best, TableResult
 from pipelines.sweep_trials import PARTS, TrialMaker
 from pipelines.trial import RUNS
 from tune_spaces.definition import Space
-from tune_spaces.settings import FUSION, fusion_of, short
+from tune_spaces.settings import short
 
 ELSEWHERE = ("preset", *PARTS, "tracking", "experiment", "address")
 """Options of trainings that are settings of the trial, or say nothing about the model."""
@@ -37,17 +37,15 @@ def best_of(config: SweepConfig, space: Space, table: TableResult) -> Best | Non
     maker = TrialMaker(config, space.fixed)
     trial, settings = maker.trial(row.settings, config.seeds[0]), maker.settings(row.settings)
     text = (f"The best: {short(row.settings)}, {column} {row.ours(column).mean:.1f}, chosen on the images that it was "
-            f"measured on. Its model is in {locate(config.out) / RUNS / trial.name}.")  # fmt: skip
-    class_power, maskiou_power = fusion_of(settings)
-    if trial.fusion != (1.0, 1.0) and class_power > 0:
-        text += f" evaluate, predict and serve rank so with --maskiou-power {maskiou_power / class_power:.4g}."
-    return Best(f"{text} To train it anew, perhaps for longer:", command_of(config, settings))
+            f"measured on. Its model is in {locate(config.out) / RUNS / trial.name}. To train it anew, perhaps for "
+            "longer:")  # fmt: skip
+    return Best(text, command_of(config, settings))
 
 
 def command_of(config: SweepConfig, settings: Mapping[str, Any]) -> str:
     """The `msrcnn train` of a trial with these settings."""
     given: dict[str, Any] = {"shards": config.shards, "run": RUN}
-    given |= {name: value for name, value in settings.items() if name not in (*FUSION, "solver.seed")}
+    given |= {name: value for name, value in settings.items() if name != "solver.seed"}
     if seed := config.seeds[0]:
         given["solver.seed"] = seed
     for option in fields(TrainingOptions):

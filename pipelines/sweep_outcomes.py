@@ -73,12 +73,9 @@ def _value(found: Mapping[str, Any] | None, shown: Shown, column: str) -> float:
     """One number in percent; nan where there is none."""
     if found is None:
         return math.nan
-    if not column.startswith(BOX) and "fused" in found:
-        value = found["fused"].get(column)
-    else:
-        head = found["heads"].get(shown.head, {})
-        ranking = "box" if column.startswith(BOX) else shown.row.ranked
-        value = head.get(ranking, {}).get(column.removeprefix(BOX))
+    head = found["heads"].get(shown.head, {})
+    ranking = "box" if column.startswith(BOX) else shown.row.ranked
+    value = head.get(ranking, {}).get(column.removeprefix(BOX))
     return math.nan if value is None else float(value)
 
 

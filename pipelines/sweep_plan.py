@@ -17,10 +17,10 @@ from msrcnn.maskiou_config import MaskIoUConfig
 from pipelines.storage import locate
 from pipelines.sweep_options import SweepConfig
 from pipelines.sweep_trials import SearchTrials, TrialMaker, brief, given, rounded
-from pipelines.trial import FUSED, Trial
+from pipelines.trial import Trial
 from tune_spaces.definition import Choices, Range, Row, Space
 from tune_spaces.heads import heads_of
-from tune_spaces.settings import FUSION, base_of, configure
+from tune_spaces.settings import base_of, configure
 from tune_spaces.space import find_space, space_of
 
 ALONE = "trained alone"
@@ -128,16 +128,9 @@ def _check(config: SweepConfig, spaces: Sequence[Space]) -> None:
         raise InputError("--seeds: a random or Bayesian search draws new settings instead; give one")
     if config.asha and not varied:
         raise InputError("--asha: it would leave rows of a table without numbers; leave it out")
-    if config.asha and any(name in FUSION for name in spaces[0].vary):
-        raise InputError(f"--asha: it sees mask AP by class score x MaskIoU, and {spaces[0].name} varies fusion.*; "
-                         "leave it out")  # fmt: skip
     if varied and spaces[0].search == "bayes" and find_spec("optuna") is None:
         raise InputError("--search bayes: optuna is not installed; `pip install optuna`, or take random")
     for space in spaces:
-        unknown = [c for c in space.columns if not c.startswith("box ") and c not in FUSED]
-        if unknown and any(name in FUSION for name in space.vary):
-            raise InputError(f"{space.name}: columns {', '.join(unknown)} are not computed where fusion.* varies; "
-                             "leave them out")  # fmt: skip
         if space.archive and config.test_dev is None:
             raise InputError(f"{space.name} makes archives for COCO's server; give --test-dev the shards of its images")
         taken = {name for row in space.rows for name in row.settings} | {*space.vary}

@@ -17,7 +17,7 @@ from pipelines.sweep_options import FROM_SCRATCH, SweepConfig
 from pipelines.tracking import flatten
 from pipelines.trial import EVALUATIONS, RESULTS, RUNS, Trial
 from tune_spaces.definition import Range, Space
-from tune_spaces.settings import base_of, configure, fusion_of
+from tune_spaces.settings import base_of, configure
 
 PARTS = ("model", "solver", "data")
 SLUG = 60
@@ -50,12 +50,15 @@ class TrialMaker:
         """The trial with these settings."""
         settings = self.settings(varied)
         model, solver, data = configure(base_of(settings), settings)
-        return self.build(varied, seed, (model, solver, data), settings.get("weights"), fusion_of(settings))
+        return self.build(varied, seed, (model, solver, data), settings.get("weights"))
 
     def build(
-        self, varied: Mapping[str, Any], seed: int, parts: tuple[ModelConfig, SolverConfig, DataConfig],
-        weights: str | None, fusion: tuple[float, float] = (1.0, 1.0),
-    ) -> Trial:  # fmt: skip
+        self,
+        varied: Mapping[str, Any],
+        seed: int,
+        parts: tuple[ModelConfig, SolverConfig, DataConfig],
+        weights: str | None,
+    ) -> Trial:
         """A trial from its configuration.
 
         Args:
@@ -65,7 +68,7 @@ class TrialMaker:
         config, out = self.config, locate(self.config.out)
         model, solver, data = parts
         solver = replace(solver, seed=seed)
-        digest = _digest([*map(without_defaults, (model, solver, data)), weights, fusion])
+        digest = _digest([*map(without_defaults, (model, solver, data)), weights])
         name = self.known.get(digest) or f"{_slug(varied)}-seed{seed}-{digest}"
         common = {f.name: getattr(config, f.name) for f in fields(TrainingOptions)}
         validation = locate(config.validation).url  # a trial's process runs in another folder
@@ -79,7 +82,7 @@ class TrialMaker:
             tracking=config.tracking, experiment=config.experiment, address=config.address,
         )  # fmt: skip
         test_dev = None if config.test_dev is None else locate(config.test_dev).url
-        return Trial(name, digest, dict(varied), train, evaluate, fusion, test_dev)
+        return Trial(name, digest, dict(varied), train, evaluate, test_dev)
 
 
 class SearchTrials(TrialMaker):

@@ -21,9 +21,9 @@ from typing import Any
 
 from msrcnn.errors import InputError
 from pipelines.options import EvaluateConfig, TrainConfig
-from pipelines.run_directory import VALIDATION
+from pipelines.run_directory import VALIDATION, VALIDATION_AP
 from pipelines.scoring import Summary
-from pipelines.scoring_options import ExportConfig, RescoreConfig
+from pipelines.scoring_options import ExportConfig
 from pipelines.storage import Location, locate
 
 RUNS, EVALUATIONS, RESULTS, SETTINGS = "runs", "evaluations", "results", "settings"
@@ -31,10 +31,8 @@ TEST_DEV, LOGS = "test_dev", "logs"
 LOOK_SECONDS = 5.0
 """How often the numbers of a training's validations are looked for; behind a URL each look is a request."""
 AP = "AP"
-"""What Tune knows a trial by: mask AP as the trial ranks its masks."""
+"""What Tune knows a trial by: mask AP by mask score."""
 EPOCH = "epoch"
-FUSED = ("AP", "AP50", "AP75")
-"""What is computed of a ranking by other powers."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class Trial:
         digest: of everything that its numbers follow from but the data sets; the end of its name.
         settings: in which it differs from other trials, dotted names.
         train: with `validation` where Tune may stop it early.
-        fusion: powers of class score and MaskIoU that rank masks where they are not (1, 1).
         test_dev: shards to write an archive for COCO's server from.
     """
 
@@ -55,7 +52,6 @@ class Trial:
     settings: Mapping[str, Any]
     train: TrainConfig
     evaluate: EvaluateConfig
-    fusion: tuple[float, float] = (1.0, 1.0)
     test_dev: str | None = None
 
 
@@ -161,7 +157,7 @@ def validations(run: Location, epochs: int, told: int = 0) -> list[tuple[int, fl
     found = []
     for epoch, name in enumerate(names[: epochs - 1], start=1):
         if epoch > told:
-            ap = json.loads((run / VALIDATION / name).read()).get("validation/mask_by_mask/AP")
+            ap = json.loads((run / VALIDATION / name).read()).get(VALIDATION_AP)
             found.append((epoch, math.nan if ap is None else 100 * ap))
     return found
 
@@ -181,9 +177,6 @@ def _measure(trial: Trial, log: Callable[[str], None]) -> dict[str, Any]:
         "heads": {name: measured(found) for name, found in heads.items()},
     }
     value[AP] = value["heads"][""]["mask"]["AP"]
-    if trial.fusion != (1.0, 1.0):
-        value["fused"] = _fused(trial, log)
-        value[AP] = value["fused"][AP]
     if trial.test_dev is not None:
         value["archive"] = _archive(trial, log)
     return value
@@ -201,16 +194,6 @@ def measured(summary: Summary) -> dict[str, dict[str, float | None]]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _fused(trial: Trial, log: Callable[[str], None]) -> dict[str, float | None]:
-    """Mask AP, AP50 and AP75 in percent as the trial's powers rank."""
-    from pipelines.rescore import rescore
-
-    config = trial.evaluate
-    (a, b), file = trial.fusion, locate(config.out) / "fused.json"
-    (found,) = rescore(RescoreConfig(config.out, config.shards, file.url, (a,), (b,)), log)
-    return {"AP": _finite(100 * found.ap), "AP50": _finite(100 * found.ap50), "AP75": _finite(100 * found.ap75)}
 
 
 def _archive(trial: Trial, log: Callable[[str], None]) -> str:

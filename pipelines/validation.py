@@ -31,7 +31,7 @@ from pipelines.pool import Pool, node_rooms
 from pipelines.progress import duration
 from pipelines.reading import row_groups
 from pipelines.reporting import plain
-from pipelines.run_directory import BEST, MODEL, VALIDATION
+from pipelines.run_directory import BEST, MODEL, VALIDATION, VALIDATION_AP
 from pipelines.scoring import Summary, score_all, summarise, summary_metrics
 from pipelines.storage import locate
 from pipelines.train_setup import fitting_workers, worker_resources
@@ -45,8 +45,6 @@ GIVE_UP_SECONDS = 30.0
 """How long an evaluation that is given up may take to notice: it does at its next line of progress."""
 MAX_FAILURES = 3
 """Times in a row that an evaluation may fail; then it is left out."""
-SCORE = "validation/mask_by_mask/AP"
-"""What makes a model the best."""
 
 
 @contextmanager
@@ -120,7 +118,7 @@ class Validator:
         """Begins, with what an earlier driver left."""
         self.folder.make_folder()
         self._settle()
-        told = {line["step"] for line in self.books.metrics.values() if SCORE in line}
+        told = {line["step"] for line in self.books.metrics.values() if VALIDATION_AP in line}
         for name in self._names(".json"):  # of a driver that was killed in between
             numbers = json.loads((self.folder / f"{name}.json").read())
             if "time" in numbers and numbers["step"] not in told:
@@ -231,7 +229,7 @@ class Validator:
     def _settle(self) -> None:
         """Makes the best evaluated model `best.pt`, and drops the others that were evaluated."""
         numbers = {name: json.loads((self.folder / f"{name}.json").read()) for name in self._names(".json")}
-        scores = {name: value[SCORE] for name, value in numbers.items() if value.get(SCORE) is not None}
+        scores = {name: ap for name, value in numbers.items() if (ap := value.get(VALIDATION_AP)) is not None}
         best = max(scores, key=lambda name: (scores[name], name), default=None)
         for name in self._names(".pt"):
             if name == best:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from msrcnn.config import require
 from msrcnn.errors import InputError
-from tune_spaces.settings import FUSION, KINDS, base_of, configure, short, typed
+from tune_spaces.settings import KINDS, base_of, configure, short, typed
 
 Ranking = Literal["class", "mask", "oracle"]
 """By what masks are ranked: class score, mask score, or class score x true MaskIoU."""
@@ -117,8 +117,6 @@ class Space:
             raise InputError("nothing is swept: give [[rows]], or [vary] with one setting or more")
         if self.rows and self.vary:
             raise InputError("[[rows]] and [vary] are both given; a sweep is one or the other")
-        for name in self.fixed:
-            require(name not in FUSION, f"[fixed] {name}", self.fixed[name], "absent: fusion.* belongs in [vary]")
         if self.rows:
             self._check_rows()
         else:
@@ -162,8 +160,6 @@ class Space:
                 require(
                     table in self.tables, f"{where}, tables", table, f"one of the file's tables {list(self.tables)}"
                 )
-            for name in row.settings:
-                require(name not in FUSION, f"{where}, {name}", row.settings[name], "absent: it belongs in [vary]")
             model = _tried(self.settings(row), where)
             require(row.ranked == "class" or model.maskiou.enabled, f"{where}, ranked", row.ranked,
                     '"class" with model.maskiou.enabled = false: no MaskIoU is predicted')  # fmt: skip

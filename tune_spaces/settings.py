@@ -3,7 +3,6 @@
 preset                which of `msrcnn.presets` to start from
 weights               what training begins with, as `msrcnn train --weights`
 model.*, solver.*, data.*   fields of the dataclasses in `msrcnn.config`, the nested ones included
-fusion.*              exponents of class score and predicted MaskIoU in the score that ranks the masks
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from msrcnn.config import DataConfig, ModelConfig, SolverConfig, require
 from msrcnn.errors import InputError, closest, meant
 from msrcnn.presets import DEFAULT_PRESET, PRESETS, Preset
 
-FUSION = ("fusion.class_power", "fusion.maskiou_power")
-"""Masks are ranked by class score^class_power x predicted MaskIoU^maskiou_power; 1 and 1 in the paper (section 3.1)."""
 FROM_SHARDS = "model.num_classes"
 """Follows from the data set, so that a sweep cannot set it."""
 
-GROUPED = "preset, weights, model.*, solver.*, data.* and fusion.*"
+GROUPED = "preset, weights, model.*, solver.* and data.*"
 
 Configs = tuple[ModelConfig, SolverConfig, DataConfig]
 
@@ -46,7 +43,6 @@ KINDS: dict[str, Any] = {
     **_fields("model", ModelConfig),
     **_fields("solver", SolverConfig),
     **_fields("data", DataConfig),
-    **dict.fromkeys(FUSION, float),
 }
 """The type of every setting by its name."""
 GROUPS = frozenset(name[:dot] for name in KINDS for dot, letter in enumerate(name) if letter == ".")
@@ -73,8 +69,6 @@ def typed(name: str, value: Any) -> Any:
         require(value in PRESETS, name, value, _either(list(PRESETS)))
     if name == "weights":
         require(bool(value), name, value, "a file or torchvision's name of weights; leave it out for random ones")
-    if name in FUSION:
-        require(value >= 0, name, value, "0 or more")
     return value
 
 
@@ -92,7 +86,7 @@ def configure(base: Preset, settings: Mapping[str, Any]) -> Configs:
 
     Args:
         base: what is not set; `base_of(settings)`, or another.
-        settings: by dotted name. `preset`, `weights` and `fusion.*` are checked and change nothing here.
+        settings: by dotted name. `preset` and `weights` are checked and change nothing here.
 
     Raises:
         InputError: a setting is unknown, or its value not accepted, alone or beside the others.
@@ -100,7 +94,7 @@ def configure(base: Preset, settings: Mapping[str, Any]) -> Configs:
     tree: dict[str, Any] = {"model": {}, "solver": {}, "data": {}}
     for name, value in settings.items():
         value = typed(name, value)
-        if name in ("preset", "weights") or name in FUSION:
+        if name in ("preset", "weights"):
             continue
         *path, field = name.split(".")
         branch = tree
@@ -112,12 +106,6 @@ def configure(base: Preset, settings: Mapping[str, Any]) -> Configs:
         _replaced(base.solver, tree["solver"]),
         _replaced(base.data, tree["data"]),
     )
-
-
-def fusion_of(settings: Mapping[str, Any]) -> tuple[float, float]:
-    """The exponents of class score and predicted MaskIoU; 1 where they are not set."""
-    class_power, maskiou_power = (float(typed(name, settings.get(name, 1.0))) for name in FUSION)
-    return class_power, maskiou_power
 
 
 def short(settings: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipelines.report.charts import Chart
 from pipelines.report.figures import CLASS, MASK, Figure, run_class
 from pipelines.report.runs import Run, Training
+from pipelines.run_directory import VALIDATION_AP
 
 POINTS = 240
 """Of a curve at most."""
@@ -22,7 +23,7 @@ def training_figures(runs: Sequence[Run]) -> list[Figure]:
     found = [_curves(runs, _loss_name(key), (key,), ("loss",)) for key in keys]
     found.append(_curves(runs, "Learning rate", ("lr",), ("learning rate",)))
     found.append(
-        _curves(runs, "Validation", ("validation/mask_by_class/AP", "validation/mask_by_mask/AP"),
+        _curves(runs, "Validation", ("validation/mask_by_class/AP", VALIDATION_AP),
                 ("mask AP by class score", "mask AP by mask score"), 100)
     )  # fmt: skip
     return [figure for figure in found if figure is not None]

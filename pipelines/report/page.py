@@ -36,6 +36,7 @@ from pipelines.report.published import Published, published_for
 from pipelines.report.runs import Run, baseline
 from pipelines.report.tables import category_table, labels_of, number_rows, threshold_rows
 from pipelines.report.verdict import verdict
+from pipelines.run_directory import VALIDATION_AP
 from pipelines.summary_table import SHOWN
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -161,12 +162,12 @@ def _tiles(summary: Mapping[str, Any], paper: Published | None) -> list[Tile]:
 
 def _validated(run: Run) -> list[Tile]:
     """Of a training alone: what its last validation gave."""
-    lines = [line for line in (run.training.lines if run.training else ()) if "validation/mask_by_mask/AP" in line]
+    lines = [line for line in (run.training.lines if run.training else ()) if VALIDATION_AP in line]
     if not lines:
         return []
     last = lines[-1]
-    names = {"Mask AP": "mask_by_mask/AP", "Gain by mask score": "gain/AP", "Box AP": "box/AP"}
-    return [Tile(name, (points if name.startswith("Gain") else percent)(last.get(f"validation/{key}", float("nan"))),
+    names = {"Mask AP": VALIDATION_AP, "Gain by mask score": "validation/gain/AP", "Box AP": "validation/box/AP"}
+    return [Tile(name, (points if name.startswith("Gain") else percent)(last.get(key, float("nan"))),
                  f"validation after step {last['step']:,}") for name, key in names.items()]  # fmt: skip
 
 

@@ -49,16 +49,6 @@ def test_the_command_trains_what_the_best_trial_trained(tmp_path, arguments):
     assert f"AP 9.0, chosen on the images that it was measured on. Its model is in {theirs.run}" in best.text
 
 
-def test_a_fusion_is_told_as_the_power_that_ranks_so(tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text('title = "t"\ncolumns = ["AP"]\n[vary]\nfusion.class_power = [0.5]\n'
-                    "fusion.maskiou_power = [0.0, 0.5, 1.0]\n")  # fmt: skip
-    config, _, planned, table = search(tmp_path, str(file))
-    best = best_of(config, planned.space, table)
-    assert "with --maskiou-power 2. To" in best.text
-    assert "fusion" not in best.command
-
-
 def test_without_a_number_there_is_no_best(tmp_path):
     config, _, planned, table = search(tmp_path, "--vary", "solver.lr=0.005,0.01,0.02")
     none = replace(table, rows=tuple(replace(row, values={}) for row in table.rows))

@@ -126,7 +126,6 @@ MISTAKES = {
     "against": (ROW + 'against = "q"', "row 'r', against = 'q' is not accepted; it must be the name of a row"),
     "tables": (ROW + "tables = [9]", "row 'r', tables = 9"),
     "settings published": (ROW + "only_published = true\nsettings = {solver.lr = 1}", "row 'r', settings"),
-    "fusion of a row": (ROW + "settings = {fusion.class_power = 2}", "row 'r', fusion.class_power = 2.0"),
     "unknown setting": (
         ROW + 'settings = {model.maskiou.inptu = "b"}',
         "row 'r', model.maskiou.inptu = 'b': no such setting; did you mean model.maskiou.input?",
