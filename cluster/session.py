@@ -33,6 +33,8 @@ def connect(address: str | None = None, cpus: int | None = None, dashboard: bool
 
     Raises:
         InputError: no cluster answers at the address.
+
+    Where this starts or joins Ray, Ray's calls start none by themselves any more, in this process.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msrcnn.errors import InputError
-    from msrcnn.inference_config import InferenceConfig
+    from msrcnn.inference_config import InferenceConfig, SelectionChanges
     from msrcnn.prediction import Prediction, predict, predictions
     from msrcnn.weights import Checkpoint, load_model
 
-__all__ = ["Checkpoint", "InferenceConfig", "InputError", "Prediction", "load_model", "predict", "predictions"]
+__all__ = [
+    "Checkpoint", "InferenceConfig", "InputError", "Prediction", "SelectionChanges", "load_model", "predict",
+    "predictions",
+]  # fmt: skip
 __version__ = "0.1.0"
 HOMES = {
-    "InputError": "errors", "InferenceConfig": "inference_config", "Checkpoint": "weights", "load_model": "weights",
+    "InputError": "errors", "InferenceConfig": "inference_config", "SelectionChanges": "inference_config",
+    "Checkpoint": "weights", "load_model": "weights",
 }  # fmt: skip
 """Modules of what is exported and not in `msrcnn.prediction`."""
 MODEL = "model.pt"

@@ -66,7 +66,7 @@ class Origin:
         return tuple(self.settings.get("heads", ()))
 
     @property
-    def inference(self) -> dict[str, dict[str, Any]]:
+    def inference(self) -> dict[str, Any]:
         """In what the model detected otherwise than its file says (`InferenceConfig.changed`)."""
         return dict(self.settings.get("inference", {}))
 

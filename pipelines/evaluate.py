@@ -17,10 +17,11 @@ from pipelines.detection_parts import DETECTIONS, VERSION, Origin, StoredDetecti
 from pipelines.inference import DetectJob, detect
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.options import EvaluateConfig
+from pipelines.output_folder import beginning
 from pipelines.pool import Pool
 from pipelines.progress import duration
 from pipelines.reading import RowGroup, row_groups
-from pipelines.reporting import SUMMARY, Evaluated, asked, check_output, finish, finished, mark, report
+from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, finished, follows_from, mark, report
 from pipelines.run_directory import find_model
 from pipelines.scoring import Summary, score_all
 from pipelines.storage import Location, exclusively, locate, on_disk, sha256_of
@@ -65,9 +66,8 @@ def evaluate_once(config: EvaluateConfig, log: Callable[[str], None] = print) ->
     if held is not None and not (config.strict and held.get("images", {}).get("failed")):
         weights, manifest = find_model(config.model)[0], read_manifest(config.shards)
         origin = origin_of(weights, manifest, config.shards, config.inference)
-        wanted = {"model_sha256": origin.model, "shards": origin.dataset, "inference": origin.inference,
-                  "asked": asked(config)}  # fmt: skip
-        if wanted == {name: held.get(name, {}) for name in wanted}:
+        wanted = follows_from(origin, config)
+        if wanted == {name: held.get(name) for name in wanted}:
             log(f"{out}: holds the numbers of this model on these shards, nothing to do")
             return
     evaluate(config, log)
@@ -122,7 +122,8 @@ def detect_only(config: EvaluateConfig, log: Callable[[str], None] = print) -> S
     weights, _ = find_model(config.model)
     origin = origin_of(weights, manifest, config.shards, config.inference)
     job = DetectJob(weights.url, out / DETECTIONS, origin, config.batch, config.inference)
-    out.make_folder()
+    with beginning(out):
+        out.make_folder()
     with exclusively(out, "evaluating into"), connect(config.address):
         return _detections(config, manifest, row_groups(manifest), job, log)
 

@@ -18,6 +18,7 @@ from msrcnn.rows import ImageDetections
 from pipelines.detection_parts import folder_of, part_name, read_parts, report_failures
 from pipelines.json_stream import ListWriter
 from pipelines.manifest import read_manifest
+from pipelines.output_folder import beginning
 from pipelines.parquet import open_parquet
 from pipelines.reading import row_groups
 from pipelines.results_json import shard_images
@@ -42,7 +43,8 @@ def export(config: ExportConfig, log: Callable[[str], None] = print) -> None:
     groups = row_groups(manifest)
     stored = read_parts(folder_of(locate(config.detections)), manifest, groups)
     report_failures(stored.parts, False, log)
-    out.make_folder()
+    with beginning(out):
+        out.make_folder()
     source = {category.number: category.source_id for category in manifest.categories}
     with (out / SEGM).writing() as segm_sink, (out / BBOX).writing() as bbox_sink:
         segm, bbox = ListWriter(segm_sink), ListWriter(bbox_sink)

@@ -138,7 +138,8 @@ def threads_for(device: torch.device) -> Iterator[None]:
 def _finish(out: Location, infos: Sequence[PartInfo], categories: Sequence[tuple[int, str]], origin: Origin) -> Joined:
     """Writes the files."""
     if all(info.errors == info.images for info in infos):
-        (out / PARTS).remove_folder()
+        with going_on(out):
+            (out / PARTS).remove_folder()
         raise InputError(f"none of {sum(i.images for i in infos)} images could be used (first: {infos[0].first_error})")
     with going_on(out):
         joined = join(out, out / PARTS, infos, categories, origin)

@@ -19,7 +19,7 @@ from msrcnn.errors import InputError
 from msrcnn.inference_config import described
 from msrcnn.metrics.coco_ap import CocoAP
 from msrcnn.metrics.quality import MaskIoUQuality
-from pipelines.detection_parts import SHORT, StoredDetections
+from pipelines.detection_parts import SHORT, Origin, StoredDetections
 from pipelines.drawing import draw
 from pipelines.manifest import Manifest
 from pipelines.output_folder import beginning, held_in
@@ -82,9 +82,12 @@ def finished(out: Location, detections: Location) -> dict[str, Any] | None:
     return None
 
 
-def asked(wanted: ReportOptions) -> dict[str, Any]:
-    """What of the options the numbers and figures follow from."""
-    return {"bootstrap": wanted.bootstrap, "seed": wanted.seed, "figures": wanted.figures}
+def follows_from(origin: Origin, wanted: ReportOptions) -> dict[str, Any]:
+    """What numbers and figures follow from, as `summary.json` has it: detections, and options."""
+    return {
+        "model_sha256": origin.model, "shards": origin.dataset, "inference": origin.inference,
+        "asked": {"bootstrap": wanted.bootstrap, "seed": wanted.seed, "figures": wanted.figures},
+    }  # fmt: skip
 
 
 def mark(out: Location) -> None:
@@ -121,9 +124,8 @@ def report(
         tide = draw(evaluated, scores, summary, curves, wanted.seed, out / FIGURES, log)
     origin = evaluated.detections.origin
     value = {
-        "made": made(), **made_from, "asked": asked(wanted), "shards_folder": str(locate(evaluated.manifest.folder)),
-        "model_sha256": origin.model, "shards": origin.dataset, "inference": origin.inference,
-        **plain(asdict(summary)), "tide": plain(tide),
+        "made": made(), **made_from, "shards_folder": str(locate(evaluated.manifest.folder)),
+        **follows_from(origin, wanted), **plain(asdict(summary)), "tide": plain(tide),
         "curves": plain([asdict(curve) for curve in curves]), "density": density_of(scores),
     }  # fmt: skip
     (out / SUMMARY).write_json(value)

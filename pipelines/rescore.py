@@ -11,6 +11,7 @@ from msrcnn.errors import InputError
 from msrcnn.metrics.fusion import FusedAP, FusionSweep, fusion_grid
 from pipelines.detection_parts import folder_of, read_parts
 from pipelines.manifest import read_manifest
+from pipelines.output_folder import beginning
 from pipelines.progress import Progress
 from pipelines.reading import row_groups
 from pipelines.reporting import plain
@@ -47,11 +48,12 @@ def rescore(config: RescoreConfig, log: Callable[[str], None] = print) -> tuple[
         "dataset": manifest.name, "shards": stored.origin.dataset, "model_sha256": stored.origin.model,
         "images": manifest.rows, "results": [plain(asdict(r)) for r in results], "best": plain(asdict(best)),
     }  # fmt: skip
-    out.parent.make_folder()
-    out.write_json(value)
+    with beginning(out):
+        out.parent.make_folder()
+        out.write_json(value)
     log(f"best: {described(best)}, mask AP {percent(best.ap)}; chosen and measured on the same images, so a little "
         f"flattered; all of it: {out}")  # fmt: skip
-    if best.fusion.class_power > 0:
+    if best.fusion.class_power > 0 and "heads" in stored.origin.settings:  # of a model of ours
         power = best.fusion.maskiou_power / best.fusion.class_power
         log(f"evaluate, predict and serve rank so with --maskiou-power {power:g} times the power that these detections "
             "were made with: 2 of a +ap model, else 1, if --maskiou-power was not given")  # fmt: skip

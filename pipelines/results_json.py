@@ -83,7 +83,7 @@ def import_results(
     Raises:
         InputError: the file cannot be used, or the folder holds parts of something else.
     """
-    origin = Origin(sha256_of_results(results), manifest.fingerprint, {"rows": VERSION})
+    origin = origin_of_results(results, manifest)
     done = prepare(folder, origin)
     if len(done) < len(groups):
         images = shard_images(groups)
@@ -225,9 +225,13 @@ def _some(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
 
 
-def sha256_of_results(place: Location) -> str:
-    """What stands for the model where detections come from a file of results."""
+def origin_of_results(results: Location, manifest: Manifest) -> Origin:
+    """What rows of a results file are made from; the file stands for the model.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
-        return sha256_of(place)
+        return Origin(sha256_of(results), manifest.fingerprint, {"rows": VERSION})
     except OSError as error:
-        raise InputError(f"{place}: cannot be read ({explained(error)}); give another file") from error
+        raise InputError(f"{results}: cannot be read ({explained(error)}); give another file") from error

@@ -15,8 +15,8 @@ from pipelines.detection_parts import DETECTIONS, folder_of, read_parts
 from pipelines.manifest import read_manifest
 from pipelines.progress import duration
 from pipelines.reading import row_groups
-from pipelines.reporting import SUMMARY, Evaluated, asked, check_output, finish, finished, mark, report
-from pipelines.results_json import import_results, sha256_of_results
+from pipelines.reporting import SUMMARY, Evaluated, check_output, finish, finished, follows_from, mark, report
+from pipelines.results_json import import_results, origin_of_results
 from pipelines.scoring import Summary, score_all
 from pipelines.scoring_options import ScoreConfig
 from pipelines.storage import Location, exclusively, locate
@@ -31,8 +31,8 @@ def score_once(config: ScoreConfig, log: Callable[[str], None] = print) -> None:
     folder = out / DETECTIONS if is_file else folder_of(given)
     held = finished(out, folder)
     if held is not None:
-        model = sha256_of_results(given) if is_file else read_parts(folder, manifest, row_groups(manifest)).origin.model
-        wanted = {"model_sha256": model, "shards": manifest.fingerprint, "asked": asked(config)}
+        stored = read_parts(folder, manifest, row_groups(manifest)).origin if not is_file else None
+        wanted = follows_from(stored or origin_of_results(given, manifest), config)
         if wanted == {name: held.get(name) for name in wanted}:
             log(f"{out}: holds the numbers of these detections on these shards, nothing to do")
             return

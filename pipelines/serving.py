@@ -26,7 +26,7 @@ from starlette.responses import Response
 from msrcnn import Prediction, __version__, load_model
 from msrcnn.data.decoding import decode_unstated
 from msrcnn.errors import InputError
-from msrcnn.inference_config import InferenceConfig
+from msrcnn.inference_config import InferenceConfig, SelectionChanges
 from msrcnn.prediction import predictions, suited_batch
 from pipelines.gpu_memory import too_little_to_serve
 from pipelines.options import worker_range
@@ -164,12 +164,14 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     Raises:
         InputError: one is unknown, absent or not accepted.
     """
-    known = [field.name for field in fields(ServiceOptions)]
-    if unknown := sorted(set(args) - set(known)):
-        raise InputError(f"{unknown[0]}: no such argument of the service; there are {', '.join(known)}")
-    given = {name: str(value) if name == "replicas" else value for name, value in args.items()}
+    nested = args.get("selection")
+    for given, options, place in ((args, ServiceOptions, ""), (nested, SelectionChanges, "selection.")):
+        known = [field.name for field in fields(options)]
+        if isinstance(given, Mapping) and (unknown := sorted({*given} - {*known})):
+            raise InputError(f"{place}{unknown[0]}: no such argument of the service; there are {', '.join(known)}")
+    arguments = {name: str(value) if name == "replicas" else value for name, value in args.items()}
     try:
-        return application(TypeAdapter(ServiceOptions).validate_python(given))
+        return application(TypeAdapter(ServiceOptions).validate_python(arguments))
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(str(part) for part in wrong["loc"])

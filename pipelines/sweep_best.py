@@ -23,7 +23,7 @@ RUN = "runs/best"
 
 
 def best_of(config: SweepConfig, space: Space, table: TableResult) -> Best | None:
-    """The first row of a search's table whose rows stand best first; None where none has a number.
+    """The first complete row of a search's table whose rows stand best first; None where none has a number.
 
     Args:
         config: of the sweep.
@@ -31,7 +31,7 @@ def best_of(config: SweepConfig, space: Space, table: TableResult) -> Best | Non
         table: its rows.
     """
     column = table.columns[0]
-    row = next((row for row in table.rows if row.settings), None)
+    row = next((row for row in table.rows if row.settings and not row.state), None)  # one that was stopped has no model
     if row is None or not math.isfinite(row.ours(column).mean):
         return None
     maker = TrialMaker(config, space.fixed)

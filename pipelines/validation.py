@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from cluster.reasons import reason
 from msrcnn.errors import InputError
 from msrcnn.inference_config import InferenceConfig
 from pipelines.checkpoint_list import checkpoint_name, committed, step_of
@@ -162,7 +163,7 @@ class Validator:
                 if self._given_up.is_set():  # the next driver finds it
                     return
                 if look == LAST_LOOKS:
-                    self.log(f"warning: the last checkpoint is not evaluated: {first_line(error)}")
+                    self.log(f"warning: the last checkpoint is not evaluated: {reason(error)}")
             time.sleep(LOOK_SECONDS)
 
     def _copy(self) -> None:
@@ -188,13 +189,13 @@ class Validator:
                 if self._given_up.is_set():
                     return
                 failures += 1
-                reason = first_line(error)
-                self.log(f"warning: evaluation of {name or 'checkpoints'} failed ({reason})")
+                why = reason(error)
+                self.log(f"warning: evaluation of {name or 'checkpoints'} failed ({why})")
                 if failures >= MAX_FAILURES:
                     if name is None:
                         return
                     failures = 0
-                    self._keep(name, {"step": step_of(name), "error": reason})
+                    self._keep(name, {"step": step_of(name), "error": why})
             time.sleep(LOOK_SECONDS)
 
     def _evaluate_one(self, name: str, pool: Pool) -> None:
@@ -223,7 +224,7 @@ class Validator:
         self.books.record({name: value for name, value in numbers.items() if value is not None})
 
     def _keep(self, name: str, numbers: dict[str, Any]) -> None:
-        (self.folder / f"{name}.json").write((json.dumps(numbers, indent=1) + "\n").encode())
+        (self.folder / f"{name}.json").write_json(numbers)
         self._settle()
 
     def _settle(self) -> None:
@@ -236,11 +237,6 @@ class Validator:
                 (self.folder / f"{name}.pt").copy_to(self.run / BEST)
             if name in numbers:
                 (self.folder / f"{name}.pt").remove()
-
-
-def first_line(error: Exception) -> str:
-    """Of what it says, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def headline(summary: Summary, step: int, job: Job) -> str:

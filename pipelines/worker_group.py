@@ -152,6 +152,6 @@ def asking_this_ray() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[API_SERVER]
+        os.environ.pop(API_SERVER, None)
         if before is not None:
             os.environ[API_SERVER] = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,19 @@ def write_shards(
 
 def write_detections(
     folder: str | Path, manifest: Manifest, found: dict[int, ImageDetections | None], model: str = "0" * 64,
-    heads: Sequence[str] = (),
+    heads: Sequence[str] = (), inference: Mapping[str, Any] | None = None,
 ) -> tuple[list[RowGroup], StoredDetections]:  # fmt: skip
     """The parts of all row groups, in FOLDER/detections; images that are not in `found` have no row at all.
 
     Args:
         heads: names of the further MaskIoU heads whose predictions are in `found`.
+        inference: in what the model detected otherwise than its file says.
     """
     place = locate(folder) / DETECTIONS
     place.make_folder()
     groups = row_groups(manifest)
-    origin = Origin(model, manifest.fingerprint, {"rows": VERSION, "heads": list(heads)})
+    settings = {"rows": VERSION, "heads": list(heads)} | ({"inference": inference} if inference else {})
+    origin = Origin(model, manifest.fingerprint, settings)
     for group in groups:
         truths = truths_of(pq.ParquetFile(group.path).read_row_group(group.index))
         rows = [row for t in truths if t.image_id in found for row in result_rows(t, found[t.image_id])]

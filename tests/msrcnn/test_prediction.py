@@ -241,7 +241,8 @@ def test_importing_the_package_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\nTrue False\n"
     with pytest.raises(
-        AttributeError, match="it has Checkpoint, InferenceConfig, InputError, Prediction, load_model, predict"
+        AttributeError,
+        match=r"it has Checkpoint, InferenceConfig, InputError, Prediction, .*load_model, predict",
     ):
         msrcnn.load  # noqa: B018
 

@@ -11,6 +11,7 @@ import pytest
 
 from msrcnn.errors import InputError
 from pipelines.export import export
+from pipelines.manifest import read_manifest
 from pipelines.options import EvaluateConfig
 from pipelines.rescore import rescore
 from pipelines.scoring import categories_of, join, score_part, summarise
@@ -72,6 +73,11 @@ def test_numbers_and_figures_from_stored_rows(config, stored, tmp_path):
     assert lines[-1] == f"{out}: holds the numbers of these detections on these shards, nothing to do"
     with pytest.raises(InputError, match="already holds an evaluation"):
         score_once(replace(config, bootstrap=config.bootstrap + 1), lines.append)
+
+    manifest, nothing = read_manifest(tmp_path / "shards"), dict.fromkeys(range(1, 8))
+    write_detections(tmp_path / "otherwise", manifest, nothing, inference={"precision": "bfloat16"})
+    with pytest.raises(InputError, match="already holds an evaluation"):  # the same model, which detected otherwise
+        score_once(replace(config, detections=tmp_path / "otherwise"), lines.append)
 
     # What was exported and is scored as another detector's results has the same numbers under its one score.
     export(ExportConfig(tmp_path / "run", tmp_path / "shards", tmp_path / "json"), lines.append)

@@ -72,7 +72,11 @@ def test_the_application_takes_the_options_by_name(model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"replica": 2}, "replica: no such argument of the service; there are selection, maskiou_power, model"),
+        ({"replica": 2}, "replica: no such argument of the service; there are selection, maskiou_power, precision"),
+        (
+            {"selection": {"iou_treshold": 0.4}},
+            "selection.iou_treshold: no such argument of the service; there are",
+        ),
         ({"queue": "many"}, "queue of the service: .*valid integer.*; correct it"),
         ({"selection": {"sigma": 0}}, "selection.sigma = 0.0 is not accepted; it must be above 0"),
         ({"queue": 0}, "--queue = 0 is not accepted; it must be at least 1"),
