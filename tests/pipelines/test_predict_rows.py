@@ -37,7 +37,7 @@ def test_rows_of_a_part_are_written_as_they_come(tmp_path):
     sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
     assert max(sizes) < PART_GROUP_ROWS + each
     assert len(sizes) == 4
-    joined = join(locate(tmp_path), folder, [part.info], [(1, "disk")])
+    joined = join(locate(tmp_path), folder, [part.info], [(1, "disk")], origin)
     assert (joined.images, joined.detections, joined.failed) == (frames + 1, frames * each, 1)
     stored = rows_of(tmp_path)
     ids = [i for i in range(1, frames + 1) for _ in range(each)]
