@@ -95,6 +95,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.metrics.resampling": (
         "Interval",
         "image_draws",
+        "on_draws",
         "percentiles",
         "hierarchical",
         "drawn_difference",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from msrcnn.errors import InputError
 from msrcnn.metrics.maskiou import MATCHED_IOU, true_maskiou
 from msrcnn.metrics.matches import RESAMPLED, Matches
-from msrcnn.metrics.resampling import draw_blocks, drawn_difference, percentiles, simultaneous
+from msrcnn.metrics.resampling import drawn_difference, on_draws, percentiles, simultaneous
 from pipelines.compare_options import CompareConfig
 from pipelines.compare_table import Category, Comparison, Number, comparison_lines
 from pipelines.detection_parts import DETECTIONS, SHORT, folder_of, read_parts
@@ -96,9 +97,8 @@ def measure(
     for name, of in CORRELATIONS.items():
         rows = agreement[agreement["true"] >= (MATCHED_IOU if of == "matched" else 0)]
         image = np.searchsorted(matches.image_ids, rows["image_id"])
-        blocks = draw_blocks(len(matches.image_ids), draws, seed)
-        correlations = [drawn_pearson(rows["maskiou"], rows["true"], image, counts) for counts in blocks]
-        drawn["maskiou", name] = np.concatenate(correlations)
+        pearson = partial(drawn_pearson, rows["maskiou"], rows["true"], image)
+        drawn["maskiou", name] = on_draws(pearson, len(matches.image_ids), draws, seed)
         points["maskiou", name] = at(run.summary, ("maskiou", of, "maskiou_pearson"))
     by_number = {c["number"]: at(c, ("by_mask",)) for c in run.summary["ap"]["per_category"]}
     return Measured(

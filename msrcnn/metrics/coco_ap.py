@@ -202,7 +202,7 @@ class CocoAP:
 
     def _intervals(self, bootstrap: int, seed: int) -> dict[str, dict[str, tuple[float, float]]]:
         names = ("box", "mask_by_class", "mask_by_mask", "gain")
-        if bootstrap == 0 or len(self._image_ids) < 2:
+        if bootstrap == 0:
             return {name: dict.fromkeys(RESAMPLED, (float("nan"), float("nan"))) for name in names}
         box, by_class, by_mask = self.matches.resample(bootstrap, seed).values()
         gain = {name: by_mask[name] - by_class[name] for name in RESAMPLED}

@@ -9,7 +9,7 @@ than the images do), so their part is Student's t.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,23 @@ def draw_blocks(images: int, draws: int, seed: int) -> Iterator[npt.NDArray[np.i
     rng, at_once = np.random.default_rng(seed), max(1, BLOCK // images)
     for begin in range(0, draws, at_once):
         yield _drawn(rng, images, min(at_once, draws - begin))
+
+
+def on_draws(
+    statistic: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]], images: int, draws: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """A statistic on draws of the images [R, ...]; nan for a single image: its draws are all the same, and what other
+    images would give is not in them.
+
+    Args:
+        statistic: of some of the draws, int [r, I], gives [r, ...].
+        images, draws, seed: as `image_draws` takes them.
+
+    Raises:
+        InputError: as `image_draws`.
+    """
+    found = np.concatenate([statistic(counts) for counts in draw_blocks(images, draws, seed)])
+    return found if images > 1 else np.full_like(found, np.nan)
 
 
 def percentiles(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -123,6 +123,20 @@ def test_categories_in_few_images_have_no_interval(made, tmp_path, make_scene):
     assert [np.isnan(c.low) for c in few] == [False, True, True]
 
 
+def test_of_one_image_nothing_is_certain(tmp_path, make_scene):
+    """All draws of one image are the same: their ends would be the difference itself."""
+    rng = np.random.default_rng(2)
+    scene = make_scene(1, rng, instances=6, detections=14, classes=3)
+    shards, lines = write_data(tmp_path / "shards", [scene]), []
+    for name in ("a", "b"):
+        of = replace(scene.detections, maskious=rng.random(14, np.float32))
+        write_evaluation(tmp_path / name, shards, [replace(scene, detections=of)], bootstrap=0, model_sha=name * 64)
+    found = compare(CompareConfig(tmp_path / "a", tmp_path / "b", bootstrap=DRAWS), lines.append)
+    assert _numbers(found)["maskiou", "correlation"].a != _numbers(found)["maskiou", "correlation"].b
+    assert np.isnan([(n.low, n.high) for n in (*found.numbers, *found.categories)]).all()
+    assert not any("*" in line.split("│")[-2] for line in "\n".join(lines).splitlines() if "│" in line)
+
+
 def test_what_cannot_be_compared_is_refused(made, tmp_path, make_scene):
     folder, _, _ = made
     other = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(50, 54)]
