@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from msrcnn.errors import InputError
+from msrcnn.inference_config import described
 from msrcnn.metrics.maskiou import MATCHED_IOU, true_maskiou
 from msrcnn.metrics.matches import RESAMPLED, Matches
 from msrcnn.metrics.resampling import drawn_difference, on_draws, percentiles, simultaneous
@@ -71,8 +73,7 @@ def compare(config: CompareConfig, log: Callable[[str], None] = print) -> Compar
     _check(sides)
     manifest, groups = _shards_of(runs[0], str(config.shards))
     measured = [[measure(run, manifest, groups, config.bootstrap, config.seed, log) for run in side] for side in sides]
-    names = [f"{side[0].name}{f' and {len(side) - 1} more' if len(side) > 1 else ''}" for side in sides]
-    found = compared(measured[0], measured[1], manifest, (names[0], names[1]), config.seed)
+    found = compared(measured[0], measured[1], manifest, (_called(sides[0]), _called(sides[1])), config.seed)
     for line in comparison_lines(found):
         log(line)
     if out is not None:
@@ -185,6 +186,14 @@ def _check(sides: Sequence[Sequence[Run]]) -> None:
                                  "of a side once")  # fmt: skip
 
 
+def _called(side: Sequence[Run]) -> str:
+    """A side's name: one model detects differently under other settings."""
+    name = side[0].name + (f" and {len(side) - 1} more" if len(side) > 1 else "")
+    settings = dict.fromkeys(described((run.summary or {}).get("inference", {})) for run in side)
+    otherwise = "; ".join(of for of in settings if of)
+    return name + (f" ({otherwise})" if otherwise else "")
+
+
 def _shards_of(run: Run, given: str) -> tuple[Manifest, list[RowGroup]]:
     place = given or (run.summary or {}).get("shards_folder", "")
     if not place:
@@ -204,16 +213,23 @@ def _shards_of(run: Run, given: str) -> tuple[Manifest, list[RowGroup]]:
 def _write(
     found: Comparison, sides: Sequence[Sequence[Run]], config: CompareConfig, manifest: Manifest, out: Location
 ) -> None:
-    evaluations = [
-        [{"evaluation": str(run.place), "model_sha256": (run.summary or {})["model_sha256"]} for run in side]
-        for side in sides
-    ]
+    a, b = ([_origin(run) for run in side] for side in sides)
     value = {
-        "made": made(), "shards": manifest.fingerprint, "a": evaluations[0], "b": evaluations[1],
-        "seed": config.seed, **plain(asdict(found)),
-    }  # fmt: skip
+        "made": made(),
+        "shards": manifest.fingerprint,
+        "a": a,
+        "b": b,
+        "seed": config.seed,
+        **plain(asdict(found)),
+    }
     try:
         out.parent.make_folder()
         out.write_json(value)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({explained(error)}); choose another --out") from error
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    summary = run.summary or {}
+    return {"evaluation": str(run.place), "model_sha256": summary["model_sha256"],
+            "inference": summary.get("inference", {})}  # fmt: skip

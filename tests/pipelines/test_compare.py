@@ -123,6 +123,22 @@ def test_categories_in_few_images_have_no_interval(made, tmp_path, make_scene):
     assert [np.isnan(c.low) for c in few] == [False, True, True]
 
 
+def test_two_settings_of_one_model_are_told_apart(made, tmp_path):
+    """On two sides they are compared; on one, other settings are no other seed."""
+    folder, _, _ = made
+    shutil.copytree(folder / "0", tmp_path / "soft")
+    stored = tmp_path / "soft" / "summary.json"
+    inference = {"selection": {"method": "linear"}, "precision": "bfloat16"}
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"inference": inference}))
+    lines, out = [], tmp_path / "c.json"
+    compare(CompareConfig(folder / "0", tmp_path / "soft", out=out, bootstrap=2), lines.append)
+    assert {"A: 0", "B: soft (selection.method=linear, precision=bfloat16)"} <= set(lines)
+    written = json.loads(out.read_text())
+    assert [evaluation["inference"] for evaluation in written["a"] + written["b"]] == [{}, inference]
+    with pytest.raises(InputError, match=r"soft: of the same model as .*0, so no other seed"):
+        compare(CompareConfig(folder / "1", folder / "0", more_b=(tmp_path / "soft",)))
+
+
 def test_of_one_image_nothing_is_certain(tmp_path, make_scene):
     """All draws of one image are the same: their ends would be the difference itself."""
     rng = np.random.default_rng(2)
