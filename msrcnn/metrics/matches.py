@@ -36,7 +36,7 @@ _MAGIC = b"MTC1"
 _BITS = 1 << np.arange(10, dtype=np.uint16)
 
 Samples = dict[str, dict[str, Floats]]
-"""Of each of `RANKINGS`, each of `RESAMPLED` on R draws [R]."""
+"""Of `RANKINGS`, each of `RESAMPLED` on R draws [R]."""
 
 
 class Matches:
@@ -160,7 +160,7 @@ class Matches:
         np.add.at(counts, (np.searchsorted(images, real["image_id"]), real["category"]), 1)
         return counts
 
-    def resample(self, draws: int, seed: int) -> Samples:
+    def resample(self, draws: int, seed: int, rankings: Sequence[str] = RANKINGS) -> Samples:
         """The numbers on draws of as many images with replacement; nan of a single image, which does not scatter.
 
         The same seed draws the same of the same images, so that differences between rankings and between detectors are
@@ -171,13 +171,14 @@ class Matches:
         Args:
             draws: R, at least 1.
             seed: at least 0.
+            rankings: those of `RANKINGS` that are wanted.
 
         Raises:
             InputError: a value is not accepted, or there is no image.
         """
-        samples: Samples = {ranking: {} for ranking in RANKINGS}
+        samples: Samples = {ranking: {} for ranking in rankings}
         images = len(self.image_ids)
-        for ranking in RANKINGS:
+        for ranking in rankings:
             for area in AREAS:  # drawn anew for each: neither all draws nor all rankings are ever held
                 ranked = self.ranked(ranking, area)
                 values = on_draws(ranked.aps, images, draws, seed)  # [R, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from mlflow.utils.validation import _validate_metric
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import METRICS, CocoAP
 from msrcnn.metrics.maskiou import true_maskiou
+from msrcnn.metrics.matches import Matches
 from msrcnn.metrics.quality import MaskIoUQuality
 from pipelines.detection_parts import read_parts
 from pipelines.parquet import open_parquet
@@ -201,6 +203,20 @@ def test_each_head_scores_as_if_its_maskious_were_the_only_ones(many, scenes):
     assert repr(replace(summary, heads={})) == repr(main)
     assert repr(summarise("scenes", join(join(*parts[:3]), *parts[3:]), 20, 1)) == repr(summary)
     assert repr(summarise("scenes", join(*parts[::-1]), 20, 1)) == repr(summary)
+
+
+def test_what_heads_share_is_drawn_once(many, monkeypatch):
+    manifest, (groups, detections), _ = many
+    parts = [score_part(group, detections.folder, categories_of(manifest), HEADS) for group in groups]
+    drawn, ranked = Counter(), Matches.ranked
+
+    def counted(self, ranking, area="all"):
+        drawn[ranking] += area == "all"
+        return ranked(self, ranking, area)
+
+    monkeypatch.setattr(Matches, "ranked", counted)
+    summarise("scenes", join(*parts), 2, 1)
+    assert drawn == {"box": 1, "class": 1, "mask": 3}
 
 
 def test_names_and_lines_of_heads(many):
