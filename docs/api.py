@@ -96,6 +96,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "Interval",
         "image_draws",
         "on_draws",
+        "drawn_pearson",
         "percentiles",
         "hierarchical",
         "drawn_difference",

@@ -19,7 +19,7 @@ from msrcnn.errors import InputError
 from msrcnn.inference_config import described
 from msrcnn.metrics.maskiou import MATCHED_IOU, true_maskiou
 from msrcnn.metrics.matches import RESAMPLED, Matches
-from msrcnn.metrics.resampling import drawn_difference, on_draws, percentiles, simultaneous
+from msrcnn.metrics.resampling import drawn_difference, drawn_pearson, on_draws, percentiles, simultaneous
 from pipelines.compare_options import CompareConfig
 from pipelines.compare_table import Category, Comparison, Number, comparison_lines
 from pipelines.detection_parts import DETECTIONS, SHORT, folder_of, read_parts
@@ -32,7 +32,6 @@ from pipelines.report.runs import Run, open_runs
 from pipelines.reporting import plain
 from pipelines.scoring import categories_of, read_part
 from pipelines.storage import Location, explained, locate, without_password
-from pipelines.study_measures import drawn_pearson
 
 Floats = npt.NDArray[np.float64]
 CORRELATIONS = {"correlation": "all_detections", "correlation, matched": "matched"}

@@ -80,6 +80,33 @@ def on_draws(
     return found if images > 1 else np.full_like(found, np.nan)
 
 
+def varies(values: npt.NDArray[np.float64]) -> bool:
+    """Whether not all of them are the same; without any they are."""
+    return len(values) > 0 and bool((values != values[0]).any())
+
+
+def drawn_pearson(
+    values: npt.NDArray[np.float64], true: npt.NDArray[np.float64], image: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:  # fmt: skip
+    """Pearson's correlation on each draw [R], from sums over each image; nan where either side does not vary.
+
+    Args:
+        values, true: [N].
+        image: [N], each row's, from 0.
+        counts: int [R, I], from `image_draws`.
+    """
+    if not (varies(values) and varies(true)):
+        return np.full(len(counts), np.nan)
+    one, two = values - values.mean(), true - true.mean()  # which loses no digits below
+    terms = (np.ones_like(two), one, two, one**2, two**2, one * two)
+    by_image = np.stack([np.bincount(image, term, counts.shape[1]) for term in terms], 1)  # [I, 6]
+    n, x, y, xx, yy, xy = (counts @ by_image).T  # [R] each
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may be of images without rows
+        drawn: npt.NDArray[np.float64] = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    return drawn
+
+
 def percentiles(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
     """The ends of the 95% interval of R draws; of those alone that have a value, nan if none has.
 
