@@ -22,16 +22,16 @@ from msrcnn.metrics.matches import RESAMPLED, Matches
 from msrcnn.metrics.resampling import drawn_difference, drawn_pearson, on_draws, percentiles, simultaneous
 from pipelines.compare_options import CompareConfig
 from pipelines.compare_table import Category, Comparison, Number, comparison_lines
-from pipelines.detection_parts import DETECTIONS, SHORT, folder_of, read_parts
-from pipelines.manifest import Manifest, read_manifest
+from pipelines.detection_parts import SHORT, folder_of, read_parts
+from pipelines.manifest import Manifest
 from pipelines.progress import Progress, duration
 from pipelines.provenance import made
-from pipelines.reading import RowGroup, row_groups
+from pipelines.reading import RowGroup
 from pipelines.report.comparison import RANKINGS, at
-from pipelines.report.runs import Run, open_runs
+from pipelines.report.runs import Run, open_runs, rows_place, shards_of
 from pipelines.reporting import plain
 from pipelines.scoring import categories_of, read_part
-from pipelines.storage import Location, explained, locate, without_password
+from pipelines.storage import Location, explained, locate
 
 Floats = npt.NDArray[np.float64]
 CORRELATIONS = {"correlation": "all_detections", "correlation, matched": "matched"}
@@ -70,7 +70,7 @@ def compare(config: CompareConfig, log: Callable[[str], None] = print) -> Compar
     runs = open_runs([*places[0], *places[1]], [], [], with_rows=False)
     sides = runs[: len(places[0])], runs[len(places[0]) :]
     _check(sides)
-    manifest, groups = _shards_of(runs[0], str(config.shards))
+    manifest, groups = shards_of(runs[0], config.shards if str(config.shards) else None)
     measured = [[measure(run, manifest, groups, config.bootstrap, config.seed, log) for run in side] for side in sides]
     found = compared(measured[0], measured[1], manifest, (_called(sides[0]), _called(sides[1])), config.seed)
     for line in comparison_lines(found):
@@ -111,10 +111,7 @@ def _read(
     run: Run, manifest: Manifest, groups: Sequence[RowGroup], log: Callable[[str], None]
 ) -> tuple[Matches, npt.NDArray[np.void]]:
     """The matches of an evaluation, and its detections [N] of `AGREEMENT`."""
-    place = run.place
-    if DETECTIONS not in place.list():
-        place = locate((run.summary or {}).get("rows", place))
-    stored = read_parts(folder_of(place), manifest, groups)
+    stored = read_parts(folder_of(rows_place(run)), manifest, groups)
     log(f"reading the detections of {run.name}: {manifest.rows} images")
     matches, progress = Matches(categories_of(manifest)), Progress(manifest.rows, log)
     columns = [np.zeros(0, AGREEMENT)]
@@ -191,22 +188,6 @@ def _called(side: Sequence[Run]) -> str:
     settings = dict.fromkeys(described((run.summary or {}).get("inference", {})) for run in side)
     otherwise = "; ".join(of for of in settings if of)
     return name + (f" ({otherwise})" if otherwise else "")
-
-
-def _shards_of(run: Run, given: str) -> tuple[Manifest, list[RowGroup]]:
-    place = given or (run.summary or {}).get("shards_folder", "")
-    if not place:
-        raise InputError(f"{run.place}: does not say where its shards are; give --shards")
-    try:
-        manifest = read_manifest(place)
-    except (OSError, InputError) as error:
-        what = explained(error) if isinstance(error, OSError) else str(error).split(";")[0]
-        raise InputError(f"{what}; --shards says where the shards are now") from None
-    if manifest.fingerprint != run.dataset:
-        raise InputError(f"{without_password(place)}: other shards than {run.place} was evaluated on "
-                         f"({manifest.fingerprint[:SHORT]}, not {run.dataset[:SHORT]}); give those of the evaluation "
-                         "with --shards")  # fmt: skip
-    return manifest, list(row_groups(manifest))
 
 
 def _write(

@@ -175,6 +175,13 @@ def test_what_cannot_be_compared_is_refused(made, tmp_path, make_scene):
     shutil.rmtree(tmp_path / "bare" / "detections")
     with pytest.raises(InputError, match="bare"):
         compare(CompareConfig(tmp_path / "bare", second))
+    numbers = tmp_path / "bare" / "summary.json"
+    moved = json.loads(numbers.read_text()) | {"rows": str(first), "shards_folder": str(tmp_path / "gone")}
+    numbers.write_text(json.dumps(moved))
+    with pytest.raises(InputError, match=r"gone: no manifest\.json; --shards says where the shards are now"):
+        compare(CompareConfig(tmp_path / "bare", second))
+    found = compare(CompareConfig(tmp_path / "bare", first, shards=folder / "shards", bootstrap=2))  # of those rows
+    assert {(n.low, n.high) for n in found.numbers if n.metric == "AP"} == {(0, 0)}
 
 
 def test_both_sides_may_have_several():
