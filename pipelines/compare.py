@@ -24,6 +24,7 @@ from pipelines.compare_options import CompareConfig
 from pipelines.compare_table import Category, Comparison, Number, comparison_lines
 from pipelines.detection_parts import SHORT, folder_of, read_parts
 from pipelines.manifest import Manifest
+from pipelines.output_folder import beginning
 from pipelines.progress import Progress, duration
 from pipelines.provenance import made
 from pipelines.reading import RowGroup
@@ -31,7 +32,7 @@ from pipelines.report.comparison import RANKINGS, at
 from pipelines.report.runs import Run, open_runs, rows_place, shards_of
 from pipelines.reporting import plain
 from pipelines.scoring import categories_of, read_part
-from pipelines.storage import Location, explained, locate
+from pipelines.storage import Location, locate
 
 Floats = npt.NDArray[np.float64]
 CORRELATIONS = {"correlation": "all_detections", "correlation, matched": "matched"}
@@ -202,11 +203,9 @@ def _write(
         "seed": config.seed,
         **plain(asdict(found)),
     }
-    try:
+    with beginning(out):
         out.parent.make_folder()
         out.write_json(value)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({explained(error)}); choose another --out") from error
 
 
 def _origin(run: Run) -> dict[str, Any]:

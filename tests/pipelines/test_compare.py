@@ -180,6 +180,9 @@ def test_what_cannot_be_compared_is_refused(made, tmp_path, make_scene):
     numbers.write_text(json.dumps(moved))
     with pytest.raises(InputError, match=r"gone: no manifest\.json; --shards says where the shards are now"):
         compare(CompareConfig(tmp_path / "bare", second))
+    unwritable = CompareConfig(first, second, out=numbers / "c.json", bootstrap=2)
+    with pytest.raises(InputError, match=r"c\.json: cannot be written .*; choose another --out"):
+        compare(unwritable)
     found = compare(CompareConfig(tmp_path / "bare", first, shards=folder / "shards", bootstrap=2))  # of those rows
     assert {(n.low, n.high) for n in found.numbers if n.metric == "AP"} == {(0, 0)}
 
