@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.summary_table import WIDTH
+from pipelines.summary_table import RANKED, WIDTH
 from pipelines.text_tables import NONE, as_text, number, signed
 
 SHOWN = 10
 """Categories with the largest differences that are printed."""
-OF = {
-    "box": "boxes, class score", "mask_by_class": "masks, class score", "mask_by_mask": "masks, mask score",
-    "gain": "gain by mask score", "maskiou": "MaskIoU",
-}  # fmt: skip
+OF = {**RANKED, "gain": "gain by mask score", "maskiou": "MaskIoU"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ from pipelines.scoring import Summary, head_metrics
 from pipelines.text_tables import NONE, as_text, number, percent, signed
 
 WIDTH = 110
+RANKED = {
+    "box": "boxes, class score", "mask_by_class": "masks, class score", "mask_by_mask": "masks, mask score",
+    "mask_by_oracle": "masks, oracle",
+}  # fmt: skip
+"""The rankings of `APReport`, and of `summary.json`, by name."""
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Scores whose thresholds are printed."""
 
@@ -26,14 +31,8 @@ def summary_lines(summary: Summary) -> Iterable[str]:
     table.add_column("ranked by")
     for name in METRICS:
         table.add_column(name, justify="right")
-    rows = (
-        ("boxes, class score", ap.box),
-        ("masks, class score", ap.mask_by_class),
-        ("masks, mask score", ap.mask_by_mask),
-        ("masks, oracle", ap.mask_by_oracle),
-    )
-    for title, values in rows:
-        table.add_row(title, *(percent(values[name]) for name in METRICS))
+    for key, title in RANKED.items():
+        table.add_row(title, *(percent(getattr(ap, key)[name]) for name in METRICS))
     yield as_text(table, WIDTH)
     low, high = ap.gain_interval  # nan without draws
     drawn_too = f", 95% interval {100 * low:+.1f} to {100 * high:+.1f} (bootstrap over images)"
