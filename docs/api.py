@@ -95,6 +95,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "msrcnn.metrics.resampling": (
         "Interval",
         "image_draws",
+        "on_draws",
+        "drawn_pearson",
         "percentiles",
         "hierarchical",
         "drawn_difference",

@@ -50,7 +50,7 @@ def detection_rows(
 
 def _check_finite(found: Detections, b: int, image_id: int) -> None:
     columns = {"boxes": found.boxes, "class_scores": found.class_scores, "maskious": found.maskious,
-               "head_maskious": found.head_maskious}  # fmt: skip
+               "worths": found.worths, "head_maskious": found.head_maskious}  # fmt: skip
     for name, column in columns.items():
         if not column[b, found.valid[b]].isfinite().all():
             raise InputError(f"image {image_id}: the model gives {name} that are not finite; did training diverge? "

@@ -9,27 +9,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from msrcnn.errors import InputError
+from msrcnn.inference_config import described
 from msrcnn.metrics.maskiou import MATCHED_IOU, true_maskiou
 from msrcnn.metrics.matches import RESAMPLED, Matches
-from msrcnn.metrics.resampling import draw_blocks, drawn_difference, percentiles, simultaneous
+from msrcnn.metrics.resampling import drawn_difference, drawn_pearson, on_draws, percentiles, simultaneous
 from pipelines.compare_options import CompareConfig
 from pipelines.compare_table import Category, Comparison, Number, comparison_lines
-from pipelines.detection_parts import DETECTIONS, SHORT, folder_of, read_parts
-from pipelines.manifest import Manifest, read_manifest
+from pipelines.detection_parts import SHORT, folder_of, read_parts
+from pipelines.manifest import Manifest
+from pipelines.output_folder import beginning
 from pipelines.progress import Progress, duration
 from pipelines.provenance import made
-from pipelines.reading import RowGroup, row_groups
+from pipelines.reading import RowGroup
 from pipelines.report.comparison import RANKINGS, at
-from pipelines.report.runs import Run, open_runs
+from pipelines.report.runs import Run, open_runs, rows_place, shards_of
 from pipelines.reporting import plain
 from pipelines.scoring import categories_of, read_part
-from pipelines.storage import Location, explained, locate, without_password
-from pipelines.study_measures import drawn_pearson
+from pipelines.storage import Location, locate
 
 Floats = npt.NDArray[np.float64]
 CORRELATIONS = {"correlation": "all_detections", "correlation, matched": "matched"}
@@ -68,10 +71,9 @@ def compare(config: CompareConfig, log: Callable[[str], None] = print) -> Compar
     runs = open_runs([*places[0], *places[1]], [], [], with_rows=False)
     sides = runs[: len(places[0])], runs[len(places[0]) :]
     _check(sides)
-    manifest, groups = _shards_of(runs[0], str(config.shards))
+    manifest, groups = shards_of(runs[0], config.shards if str(config.shards) else None)
     measured = [[measure(run, manifest, groups, config.bootstrap, config.seed, log) for run in side] for side in sides]
-    names = [f"{side[0].name}{f' and {len(side) - 1} more' if len(side) > 1 else ''}" for side in sides]
-    found = compared(measured[0], measured[1], manifest, (names[0], names[1]), config.seed)
+    found = compared(measured[0], measured[1], manifest, (_called(sides[0]), _called(sides[1])), config.seed)
     for line in comparison_lines(found):
         log(line)
     if out is not None:
@@ -96,9 +98,8 @@ def measure(
     for name, of in CORRELATIONS.items():
         rows = agreement[agreement["true"] >= (MATCHED_IOU if of == "matched" else 0)]
         image = np.searchsorted(matches.image_ids, rows["image_id"])
-        blocks = draw_blocks(len(matches.image_ids), draws, seed)
-        correlations = [drawn_pearson(rows["maskiou"], rows["true"], image, counts) for counts in blocks]
-        drawn["maskiou", name] = np.concatenate(correlations)
+        pearson = partial(drawn_pearson, rows["maskiou"], rows["true"], image)
+        drawn["maskiou", name] = on_draws(pearson, len(matches.image_ids), draws, seed)
         points["maskiou", name] = at(run.summary, ("maskiou", of, "maskiou_pearson"))
     by_number = {c["number"]: at(c, ("by_mask",)) for c in run.summary["ap"]["per_category"]}
     return Measured(
@@ -111,10 +112,7 @@ def _read(
     run: Run, manifest: Manifest, groups: Sequence[RowGroup], log: Callable[[str], None]
 ) -> tuple[Matches, npt.NDArray[np.void]]:
     """The matches of an evaluation, and its detections [N] of `AGREEMENT`."""
-    place = run.place
-    if DETECTIONS not in place.list():
-        place = locate((run.summary or {}).get("rows", place))
-    stored = read_parts(folder_of(place), manifest, groups)
+    stored = read_parts(folder_of(rows_place(run)), manifest, groups)
     log(f"reading the detections of {run.name}: {manifest.rows} images")
     matches, progress = Matches(categories_of(manifest)), Progress(manifest.rows, log)
     columns = [np.zeros(0, AGREEMENT)]
@@ -185,35 +183,32 @@ def _check(sides: Sequence[Sequence[Run]]) -> None:
                                  "of a side once")  # fmt: skip
 
 
-def _shards_of(run: Run, given: str) -> tuple[Manifest, list[RowGroup]]:
-    place = given or (run.summary or {}).get("shards_folder", "")
-    if not place:
-        raise InputError(f"{run.place}: does not say where its shards are; give --shards")
-    try:
-        manifest = read_manifest(place)
-    except (OSError, InputError) as error:
-        what = explained(error) if isinstance(error, OSError) else str(error).split(";")[0]
-        raise InputError(f"{what}; --shards says where the shards are now") from None
-    if manifest.fingerprint != run.dataset:
-        raise InputError(f"{without_password(place)}: other shards than {run.place} was evaluated on "
-                         f"({manifest.fingerprint[:SHORT]}, not {run.dataset[:SHORT]}); give those of the evaluation "
-                         "with --shards")  # fmt: skip
-    return manifest, list(row_groups(manifest))
+def _called(side: Sequence[Run]) -> str:
+    """A side's name: one model detects differently under other settings."""
+    name = side[0].name + (f" and {len(side) - 1} more" if len(side) > 1 else "")
+    settings = dict.fromkeys(described((run.summary or {}).get("inference", {})) for run in side)
+    otherwise = "; ".join(of for of in settings if of)
+    return name + (f" ({otherwise})" if otherwise else "")
 
 
 def _write(
     found: Comparison, sides: Sequence[Sequence[Run]], config: CompareConfig, manifest: Manifest, out: Location
 ) -> None:
-    evaluations = [
-        [{"evaluation": str(run.place), "model_sha256": (run.summary or {})["model_sha256"]} for run in side]
-        for side in sides
-    ]
+    a, b = ([_origin(run) for run in side] for side in sides)
     value = {
-        "made": made(), "shards": manifest.fingerprint, "a": evaluations[0], "b": evaluations[1],
-        "seed": config.seed, **plain(asdict(found)),
-    }  # fmt: skip
-    try:
+        "made": made(),
+        "shards": manifest.fingerprint,
+        "a": a,
+        "b": b,
+        "seed": config.seed,
+        **plain(asdict(found)),
+    }
+    with beginning(out):
         out.parent.make_folder()
         out.write_json(value)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({explained(error)}); choose another --out") from error
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    summary = run.summary or {}
+    return {"evaluation": str(run.place), "model_sha256": summary["model_sha256"],
+            "inference": summary.get("inference", {})}  # fmt: skip

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.summary_table import WIDTH
-from pipelines.text_tables import as_text, percent
+from pipelines.summary_table import RANKED, WIDTH
+from pipelines.text_tables import NONE, as_text, number, signed
 
 SHOWN = 10
 """Categories with the largest differences that are printed."""
-OF = {
-    "box": "boxes, class score", "mask_by_class": "masks, class score", "mask_by_mask": "masks, mask score",
-    "gain": "gain by mask score", "maskiou": "MaskIoU",
-}  # fmt: skip
+OF = {**RANKED, "gain": "gain by mask score", "maskiou": "MaskIoU"}
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,8 @@ def comparison_lines(found: Comparison) -> Iterable[str]:
     yield f"A: {found.names[0]}"
     yield f"B: {found.names[1]}"
     table = _table(f"{found.dataset}: {found.images} images, B less A", "")
-    for number in found.numbers:
-        in_points = number.of != "maskiou"
-        table.add_row(f"{OF[number.of]}: {number.metric}", *_cells(number, in_points))
+    for of in found.numbers:
+        table.add_row(f"{OF[of.of]}: {of.metric}", *_cells(of, in_points=of.of != "maskiou"))
     yield as_text(table, WIDTH)
     ranked = sorted((c for c in found.categories if not math.isnan(c.b - c.a)), key=lambda c: -abs(c.b - c.a))
     title = f"mask AP by mask score: the {min(SHOWN, len(ranked))} of {len(ranked)} categories that differ most"
@@ -88,24 +84,21 @@ def comparison_lines(found: Comparison) -> Iterable[str]:
         f"95% intervals over {found.draws} draws of the images{' and over the seeds' if several else ''}; * without 0. "
         "Of the first table each is for itself, those of categories hold for all categories at once."
     )
-    alone = [side for side, number in zip("AB", found.seeds, strict=True) if number == 1]
+    alone = [side for side, seeds in zip("AB", found.seeds, strict=True) if seeds == 1]
     if alone:
         yield f"{' and '.join(alone)}: one training; what others with another seed would give is not in the intervals."
 
 
 def _table(title: str, *first: str) -> Table:
     table = Table(title=escape(title), width=WIDTH)
-    for number, name in enumerate((*first, "A", "B", "B - A", "95% interval", "")):
-        table.add_column(name, justify="right" if number else "left")
+    for place, name in enumerate((*first, "A", "B", "B - A", "95% interval", "")):
+        table.add_column(name, justify="right" if place else "left")
     return table
 
 
 def _cells(of: Number | Category, in_points: bool) -> Sequence[str]:
-    difference = of.b - of.a
-    if in_points:
-        shown = [percent(of.a), percent(of.b), *(f"{100 * x:+.2f}" for x in (difference, of.low, of.high))]
-    else:
-        shown = [f"{x:.3f}" for x in (of.a, of.b)] + [f"{x:+.3f}" for x in (difference, of.low, of.high)]
-    a, b, less, low, high = ("-" if "nan" in cell else cell for cell in shown)
+    scale, decimals, finer = (100, 1, 2) if in_points else (1, 3, 3)
+    a, b = (number(scale * x, decimals) for x in (of.a, of.b))
+    less, low, high = (signed(scale * x, finer) for x in (of.b - of.a, of.low, of.high))
     certain = of.low > 0 or of.high < 0
-    return a, b, less, f"{low} to {high}" if low != "-" else "-", "*" if certain else ""
+    return a, b, less, f"{low} to {high}" if low != NONE else NONE, "*" if certain else ""

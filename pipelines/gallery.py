@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from msrcnn.data.decoding import decode_image
-from msrcnn.errors import InputError
 from pipelines.colours import colour_of
 from pipelines.manifest import Manifest
+from pipelines.output_folder import beginning
 from pipelines.painting import paint
 from pipelines.reading import RowGroup, read_rows
-from pipelines.storage import explained, file_for, locate
+from pipelines.storage import file_for, locate
 
 CELL = 360
 """Side of a cell of the sheet, in pixels."""
@@ -51,12 +51,10 @@ def write_gallery(groups: Sequence[RowGroup], manifest: Manifest, number: int, s
     for i, cell in enumerate(cells):
         y, x = divmod(i, columns)
         sheet.paste(cell, (MARGIN + x * (CELL + MARGIN), MARGIN + y * (CELL + CAPTION + MARGIN)))
-    try:
+    with beginning(locate(out)):
         out.parent.mkdir(parents=True, exist_ok=True)
         with file_for(locate(out)) as path:
             sheet.save(path, "PNG")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({explained(error)}); give another PNG file as --out") from None
 
 
 def draw(row: dict[str, Any], names: dict[int, str]) -> Image.Image:

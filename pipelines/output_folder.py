@@ -1,4 +1,4 @@
-"""What goes wrong with a folder that a command writes, as one line that says which option to change."""
+"""What goes wrong with a folder or file that a command writes, as one line that says which option to change."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def held_in(folder: Location) -> dict[str, int | None]:
 
 
 @contextmanager
-def beginning(folder: Location, option: str = "--out") -> Iterator[None]:
-    """For the block that makes the folder, and writes there for the first time.
+def beginning(place: Location, option: str = "--out") -> Iterator[None]:
+    """For the block that makes a folder and writes there for the first time, or that writes a command's only file.
 
     Args:
-        folder: to be written.
+        place: to be written.
         option: of the command, that names it.
 
     Raises:
-        InputError: the block fails to: another folder may do.
+        InputError: the block fails to: another place may do.
     """
     try:
         yield
     except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({explained(error)}); choose another {option}") from error
+        raise InputError(f"{place}: cannot be written ({explained(error)}); choose another {option}") from error
 
 
 @contextmanager

@@ -183,11 +183,16 @@ def summarise(name: str, scores: PartialScores, bootstrap: int, seed: int) -> Su
         bootstrap: draws of the images for the intervals, of each head.
         seed: of the draws.
     """
+    return _summarised(name, scores, bootstrap, seed, None)
+
+
+def _summarised(name: str, scores: PartialScores, bootstrap: int, seed: int, main: CocoAP | None) -> Summary:
+    """`summarise`; of a further head `main` is the first one's AP, from which it differs in mask scores alone."""
     quality, ap = MaskIoUQuality.from_bytes(scores.quality).summarise(), CocoAP.from_bytes(scores.ap)
     return Summary(
-        name, scores.images, scores.detections, ap.summarise(bootstrap, seed),
+        name, scores.images, scores.detections, ap.summarise(bootstrap, seed, main),
         quality.stats, quality.bins, quality.calibration, threshold_tables(ap.matches),
-        {head: summarise(name, part, bootstrap, seed) for head, part in scores.heads.items()},
+        {head: _summarised(name, part, bootstrap, seed, ap) for head, part in scores.heads.items()},
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
 from msrcnn.errors import InputError
 from msrcnn.metrics.maskiou import MATCHED_IOU, oracle_scores, true_maskiou
 from msrcnn.metrics.rankings import MaskColumns, MaskRankings
-from msrcnn.metrics.resampling import image_draws
+from msrcnn.metrics.resampling import drawn_pearson, image_draws, varies
 from pipelines.detection_parts import DETECTIONS, read_parts
 from pipelines.manifest import read_manifest
 from pipelines.reading import row_groups
@@ -120,7 +120,7 @@ def measure(
         "images": images,
         "detections": len(paper.true),
         "masks": mask_aps(paper, maskious, most, counts, powers),
-        "others": {kind: _others(kind, one, most[0], counts) for kind, one in found.items() if kind != "paper"},
+        "others": {kind: own_aps(kind, one, most[0], counts) for kind, one in found.items() if kind != "paper"},
         "box": {kind: _ap(one.boxes, one.columns.class_scores, one.order < most[0], counts)
                 for kind, one in found.items()},
         "agreement": {head: agreement(values[first], paper.true[first], paper.columns.image[first], counts)
@@ -191,12 +191,12 @@ def _ap(
     return values | ({"draws": (100 * ranked.aps(counts)[:, 0]).round(4).tolist()} if len(counts) else {})
 
 
-def _others(kind: str, found: Detected, most: int, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+def own_aps(kind: str, found: Detected, most: int, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     """The same for a detector of its own detections: by class score, and by mask score if it has a MaskIoU head."""
     scores, kept = found.columns.class_scores, found.order < most
     columns = {CLASS: scores}
     if kind != "plain":
-        columns["mask score"] = fused(scores, found.columns.maskious.clip(0), 1.0)
+        columns["mask score"] = fused(scores, found.columns.factors.clip(0), 1.0)
     return {name: _ap(found.masks, column, kept, counts) for name, column in columns.items()}
 
 
@@ -215,29 +215,12 @@ def agreement(
     found: dict[str, Any] = {}
     for name, rows in (("all", np.full(len(true), True)), ("matched", true >= MATCHED_IOU)):
         of = values[rows], true[rows]
-        varied = all(_varies(column) for column in of)
+        varied = all(varies(column) for column in of)
         found[f"pearson, {name}"] = float(pearsonr(*of)[0]) if varied else np.nan
         found[f"spearman, {name}"] = float(spearmanr(*of)[0]) if varied else np.nan
     if len(counts):
         found["draws"] = drawn_pearson(values, true, image, counts).round(5).tolist()
     return found
-
-
-def _varies(values: Floats) -> bool:
-    return len(values) > 0 and bool((values != values[0]).any())
-
-
-def drawn_pearson(values: Floats, true: Floats, image: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Floats:
-    """Pearson's correlation of each draw [R], from sums over each image."""
-    if not (_varies(values) and _varies(true)):
-        return np.full(len(counts), np.nan)
-    one, two = values - values.mean(), true - true.mean()  # which loses no digits below
-    terms = (np.ones_like(two), one, two, one**2, two**2, one * two)
-    by_image = np.stack([np.bincount(image, term, counts.shape[1]) for term in terms], 1)  # [I, 6]
-    n, x, y, xx, yy, xy = (counts @ by_image).T  # [R] each
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may be of images without detections
-        drawn: Floats = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
-    return drawn
 
 
 def errors(values: Floats, true: Floats) -> list[dict[str, float]]:

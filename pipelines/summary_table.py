@@ -10,9 +10,14 @@ from rich.table import Table
 
 from msrcnn.metrics.coco_ap import METRICS
 from pipelines.scoring import Summary, head_metrics
-from pipelines.text_tables import as_text, percent
+from pipelines.text_tables import NONE, as_text, number, percent, signed
 
 WIDTH = 110
+RANKED = {
+    "box": "boxes, class score", "mask_by_class": "masks, class score", "mask_by_mask": "masks, mask score",
+    "mask_by_oracle": "masks, oracle",
+}  # fmt: skip
+"""The rankings of `APReport`, and of `summary.json`, by name."""
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Scores whose thresholds are printed."""
 
@@ -26,20 +31,14 @@ def summary_lines(summary: Summary) -> Iterable[str]:
     table.add_column("ranked by")
     for name in METRICS:
         table.add_column(name, justify="right")
-    rows = (
-        ("boxes, class score", ap.box),
-        ("masks, class score", ap.mask_by_class),
-        ("masks, mask score", ap.mask_by_mask),
-        ("masks, oracle", ap.mask_by_oracle),
-    )
-    for title, values in rows:
-        table.add_row(title, *(percent(values[name]) for name in METRICS))
+    for key, title in RANKED.items():
+        table.add_row(title, *(percent(getattr(ap, key)[name]) for name in METRICS))
     yield as_text(table, WIDTH)
     low, high = ap.gain_interval  # nan without draws
     drawn_too = f", 95% interval {100 * low:+.1f} to {100 * high:+.1f} (bootstrap over images)"
     yield (
-        f"gain by mask score {100 * ap.gain:+.1f} AP{'' if math.isnan(low) else drawn_too}; "
-        f"oracle gap {100 * ap.oracle_gap:.1f} AP, closed {ap.oracle_gap_closed:.2f}"
+        f"gain by mask score {signed(100 * ap.gain)} AP{'' if math.isnan(low) else drawn_too}; "
+        f"oracle gap {percent(ap.oracle_gap)} AP, closed {number(ap.oracle_gap_closed, 2)}"
     )
     for title, part in (
         ("detections", summary.maskiou.all_detections),
@@ -47,8 +46,8 @@ def summary_lines(summary: Summary) -> Iterable[str]:
     ):
         yield (
             f"over {part.count} {title}, correlation with the true MaskIoU: predicted MaskIoU "
-            f"{part.maskiou_pearson:.3f}, class score {part.class_pearson:.3f} "
-            f"(Spearman {part.maskiou_spearman:.3f}, {part.class_spearman:.3f})"
+            f"{number(part.maskiou_pearson, 3)}, class score {number(part.class_pearson, 3)} "
+            f"(Spearman {number(part.maskiou_spearman, 3)}, {number(part.class_spearman, 3)})"
         )
     yield threshold_table(summary)
     if summary.heads:
@@ -65,7 +64,7 @@ def threshold_table(summary: Summary) -> str:
         table.add_column(name, justify="right")
     for of in summary.thresholds:
         cells = [f"{percent(k.precision)} / {percent(k.recall)}" for k in of.grid if k.score in SHOWN]
-        best = f"{percent(of.best.f1)} from {of.best.score:.3f}" if of.best else "-"
+        best = f"{percent(of.best.f1)} from {of.best.score:.3f}" if of.best else NONE
         table.add_row(f"{of.ranking} score", f"{of.iou:g}", *cells, best)
     return as_text(table, WIDTH)
 
@@ -78,5 +77,5 @@ def heads_table(summary: Summary) -> str:
         table.add_column(name, justify="right")
     for head, of_head in {"maskiou": summary, **summary.heads}.items():
         *aps, everywhere, matched = head_metrics(of_head).values()
-        table.add_row(head, *(percent(value) for value in aps), f"{everywhere:.3f}", f"{matched:.3f}")
+        table.add_row(head, *(percent(value) for value in aps), number(everywhere, 3), number(matched, 3))
     return as_text(table, WIDTH)

@@ -77,9 +77,9 @@ class TrialMaker:
             run=(out / RUNS / name).url, weights=_absolute(weights), register="",
             validation=validation if config.asha else None,
         )  # fmt: skip
-        evaluate = EvaluateConfig(
-            (out / RUNS / name).url, validation, (out / EVALUATIONS / name).url, gpu=config.gpu, figures=False,
-            tracking=config.tracking, experiment=config.experiment, address=config.address,
+        evaluate = EvaluateConfig(  # of its numbers no table has an interval
+            (out / RUNS / name).url, validation, (out / EVALUATIONS / name).url, gpu=config.gpu, bootstrap=0,
+            figures=False, tracking=config.tracking, experiment=config.experiment, address=config.address,
         )  # fmt: skip
         test_dev = None if config.test_dev is None else locate(config.test_dev).url
         return Trial(name, digest, dict(varied), train, evaluate, test_dev)

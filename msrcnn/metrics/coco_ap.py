@@ -15,7 +15,7 @@ import numpy.typing as npt
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_rows import annotation_dicts, detection_dicts, image_dicts, pair_images, refuse_repeated
 from msrcnn.metrics.mask_matching import IOU_THRESHOLDS
-from msrcnn.metrics.matches import RESAMPLED, Matches
+from msrcnn.metrics.matches import RANKINGS, RESAMPLED, Matches, Samples
 from msrcnn.metrics.resampling import percentiles
 from msrcnn.rows import ImageDetections, ImageTruth
 
@@ -83,6 +83,7 @@ class CocoAP:
         self._numbers = np.array([number for number, _ in self.categories], dtype=np.int64)
         self._image_ids: set[int] = set()
         self._final: dict[str, Any] = {}  # finished evaluators, once there are any
+        self._samples: Samples = {}  # on the draws of the last `summarise`
         self.matches = Matches(self.categories)
         listed = [{"id": number, "name": name} for number, name in self.categories]
         self._evaluators = {
@@ -167,13 +168,15 @@ class CocoAP:
             restored._evaluators[ranking] = hotcoco.StreamingEval.from_bytes(state)
         return restored
 
-    def summarise(self, bootstrap: int = 1000, seed: int = 0) -> APReport:
+    def summarise(self, bootstrap: int = 1000, seed: int = 0, alike: CocoAP | None = None) -> APReport:
         """Computes the report; nothing can be added afterwards.
 
         Args:
             bootstrap: draws of the images for the intervals; 0 leaves them nan. One takes about 0.1 s for 5000
                 images of 100 detections on one core, and grows with the images.
             seed: of the draws, at least 0.
+            alike: of the same detections with other MaskIoUs, summarised with the same draws: what those gave boxes and
+                masks by class score is not computed again.
 
         Raises:
             InputError: no image was scored.
@@ -186,7 +189,7 @@ class CocoAP:
         by_class, by_mask = _metrics(gained["metrics_a"]), _metrics(gained["metrics_b"])
         by_oracle = _metrics(oracle["metrics_b"])
         gain, gap = by_mask["AP"] - by_class["AP"], by_oracle["AP"] - by_class["AP"]
-        intervals = self._intervals(bootstrap, seed)
+        intervals = self._intervals(bootstrap, seed, alike)
         return APReport(
             box=_metrics(box["metrics_a"]),
             mask_by_class=by_class,
@@ -200,11 +203,14 @@ class CocoAP:
             per_category=self._per_category(gained["per_category"], oracle["per_category"]),
         )
 
-    def _intervals(self, bootstrap: int, seed: int) -> dict[str, dict[str, tuple[float, float]]]:
+    def _intervals(self, bootstrap: int, seed: int, alike: CocoAP | None) -> dict[str, dict[str, tuple[float, float]]]:
         names = ("box", "mask_by_class", "mask_by_mask", "gain")
-        if bootstrap == 0 or len(self._image_ids) < 2:
+        if bootstrap == 0:
             return {name: dict.fromkeys(RESAMPLED, (float("nan"), float("nan"))) for name in names}
-        box, by_class, by_mask = self.matches.resample(bootstrap, seed).values()
+        known = {name: of for name, of in alike._samples.items() if name != "mask"} if alike is not None else {}
+        wanted = [ranking for ranking in RANKINGS if ranking not in known]
+        self._samples = known | self.matches.resample(bootstrap, seed, wanted)
+        box, by_class, by_mask = (self._samples[ranking] for ranking in RANKINGS)
         gain = {name: by_mask[name] - by_class[name] for name in RESAMPLED}
         of = zip(names, (box, by_class, by_mask, gain), strict=True)
         return {name: {metric: percentiles(drawn[metric]) for metric in RESAMPLED} for name, drawn in of}

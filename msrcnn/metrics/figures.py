@@ -82,7 +82,8 @@ def score_bins_figure(bins: Sequence[ScoreBin]) -> Figure:
     caption(
         figure,
         "Detections with class score and true MaskIoU above 0.5, by true MaskIoU. A score that tells good masks from "
-        "poor ones rises with the dashed line; the mask score is class score x predicted MaskIoU.",
+        "poor ones rises with the dashed line; the mask score is class score x predicted MaskIoU, of a +ap model class "
+        "score x worth.",
     )
     return figure
 

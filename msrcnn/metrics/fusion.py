@@ -95,7 +95,7 @@ class FusionSweep:
     def _fused(self, columns: MaskColumns, fusion: Fusion) -> FusedAP:
         fused = columns.class_scores**fusion.class_power * columns.factors.clip(0) ** fusion.maskiou_power
         scores = fused.astype(np.float32).astype(np.float64)
-        kept = scores >= fusion.threshold
+        kept = scores >= float(np.float32(fusion.threshold))
         if fusion.top_k is not None:
             kept &= ranks_within(columns.image, scores, kept) < fusion.top_k
         found = self._rankings.rank(scores, kept).ap()

@@ -9,7 +9,7 @@ than the images do), so their part is Student's t.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,50 @@ def draw_blocks(images: int, draws: int, seed: int) -> Iterator[npt.NDArray[np.i
     rng, at_once = np.random.default_rng(seed), max(1, BLOCK // images)
     for begin in range(0, draws, at_once):
         yield _drawn(rng, images, min(at_once, draws - begin))
+
+
+def on_draws(
+    statistic: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]], images: int, draws: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """A statistic on draws of the images [R, ...]; nan for a single image: its draws are all the same, and what other
+    images would give is not in them.
+
+    Args:
+        statistic: of some of the draws, int [r, I], gives [r, ...].
+        images, draws, seed: as `image_draws` takes them.
+
+    Raises:
+        InputError: as `image_draws`.
+    """
+    found = np.concatenate([statistic(counts) for counts in draw_blocks(images, draws, seed)])
+    return found if images > 1 else np.full_like(found, np.nan)
+
+
+def varies(values: npt.NDArray[np.float64]) -> bool:
+    """Whether not all of them are the same; without any they are."""
+    return len(values) > 0 and bool((values != values[0]).any())
+
+
+def drawn_pearson(
+    values: npt.NDArray[np.float64], true: npt.NDArray[np.float64], image: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:  # fmt: skip
+    """Pearson's correlation on each draw [R], from sums over each image; nan where either side does not vary.
+
+    Args:
+        values, true: [N].
+        image: [N], each row's, from 0.
+        counts: int [R, I], from `image_draws`.
+    """
+    if not (varies(values) and varies(true)):
+        return np.full(len(counts), np.nan)
+    one, two = values - values.mean(), true - true.mean()  # which loses no digits below
+    terms = (np.ones_like(two), one, two, one**2, two**2, one * two)
+    by_image = np.stack([np.bincount(image, term, counts.shape[1]) for term in terms], 1)  # [I, 6]
+    n, x, y, xx, yy, xy = (counts @ by_image).T  # [R] each
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may be of images without rows
+        drawn: npt.NDArray[np.float64] = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    return drawn
 
 
 def percentiles(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:

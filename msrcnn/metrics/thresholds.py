@@ -68,7 +68,8 @@ def threshold_tables(matches: Matches) -> tuple[ThresholdTable, ...]:
             order = order[~ignored[order]]
             category, scores, hit = category[order], scores[order], hit[order]  # the best first
             total = int(instances.sum())
-            kept = [int(np.searchsorted(-scores, -score, side="right")) for score in SCORES]
+            # In float32, as scores are and as `predict --min-score` compares: 0.7 of it is less than 0.7.
+            kept = [int(np.searchsorted(-scores, -float(np.float32(score)), side="right")) for score in SCORES]
             true = np.concatenate([[0], np.cumsum(hit)])
             grid = [_kept(score, n, int(true[n]), total) for score, n in zip(SCORES, kept, strict=True)]
             by_category = np.argsort(category, kind="stable")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.matches import Matches
+from pipelines.output_folder import beginning
 from pipelines.progress import duration
 from pipelines.provenance import made
 from pipelines.report.comparison import intervals_of, lines_of, settings_of
@@ -21,7 +22,7 @@ from pipelines.report.pictures import BYTES, MOST_BYTES, Picture, pictures_of
 from pipelines.report.rows import read_rows_of
 from pipelines.report.runs import Run, baseline, open_runs
 from pipelines.report_options import ReportConfig
-from pipelines.storage import Location, explained, locate
+from pipelines.storage import Location, locate
 
 
 def report(config: ReportConfig, log: Callable[[str], None] = print) -> Location:
@@ -39,11 +40,9 @@ def report(config: ReportConfig, log: Callable[[str], None] = print) -> Location
         for note in run.notes:
             log(f"{run.name}: {note}")
     page = render(runs, found_in(runs, config, log)).encode()
-    try:
+    with beginning(out):
         out.parent.make_folder()
         out.write(page)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({explained(error)}); choose another --out") from error
     log(f"reported in {duration(time.monotonic() - began)}: {out} ({len(page) / 1e6:.1f} MB)")
     return out
 

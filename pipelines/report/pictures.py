@@ -219,9 +219,11 @@ def described(shown: Shown, names: dict[int, str]) -> tuple[str, tuple[tuple[str
                   f"mask score {found.mask_scores[shown.found]:.2f}")  # fmt: skip
         return f"Missed: {category}.", facts, f"The detection nearest to it: {what}, {scores}, IoU {shown.iou:.2f}."
     true = float(shown.overlaps.true[pick.row])
+    maskiou, worth = found.maskious[pick.row], found.factors[pick.row]
     facts = (
         ("class score", f"{found.class_scores[pick.row]:.2f}"),
-        ("predicted MaskIoU", f"{found.maskious[pick.row]:.2f}"),
+        ("predicted MaskIoU", f"{maskiou:.2f}"),
+        *([("worth", f"{worth:.2f}")] if worth != maskiou else []),  # then it is what the mask score multiplies by
         ("mask score", f"{found.mask_scores[pick.row]:.2f}"),
         ("true MaskIoU", f"{true:.2f}"),
     )

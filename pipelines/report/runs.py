@@ -100,7 +100,7 @@ def _open(place: Location, shards: Place | None, training: Place | None, with_ro
     summary = _summary(place / SUMMARY)
     behind, notes = _behind(summary, training)
     run = Run(place.name, place, summary, behind, notes=notes)
-    return _with_rows(run, summary, held, shards) if with_rows else run
+    return _with_rows(run, shards) if with_rows else run
 
 
 def _listed(place: Location) -> dict[str, int | None]:
@@ -160,13 +160,17 @@ def _behind(summary: dict[str, Any], given: Place | None) -> tuple[Training | No
     return None, (f"No run directory of a training at {folder}; {where}.",)
 
 
-def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], given: Place | None) -> Run:
-    """The run with its shards and detections. Where the user did not say where they are, a note says what is lacking.
+def shards_of(run: Run, given: Place | None) -> tuple[Manifest, tuple[RowGroup, ...]]:
+    """The shards that a run was evaluated on, and their row groups.
+
+    Args:
+        run: with a summary.
+        given: where the user says that they are now; None: as stored.
 
     Raises:
-        InputError: the given shards are not there or others, or the detections beside the numbers are damaged.
+        InputError: they are not there, or others.
     """
-    place = summary.get("shards_folder") if given is None else given
+    place = (run.summary or {}).get("shards_folder") if given is None else given
     try:
         if place is None:
             raise InputError(f"{run.place}: {SUMMARY} does not say where its shards are")
@@ -174,14 +178,34 @@ def _with_rows(run: Run, summary: dict[str, Any], held: dict[str, int | None], g
         if manifest.fingerprint != run.dataset:
             raise InputError(f"{without_password(str(place))}: other shards than {run.place} was evaluated on "
                              f"({manifest.fingerprint[:SHORT]}, not {run.dataset[:SHORT]})")  # fmt: skip
-        groups = row_groups(manifest)
+        return manifest, tuple(row_groups(manifest))
     except (OSError, InputError) as error:
-        if given is not None:
-            raise InputError(f"{_what(error)}; give those of the evaluation with --shards") from None
-        return _noted(run, f"No pictures: {_what(error)}; --shards says where the shards are now.")
-    run = replace(run, manifest=manifest, groups=tuple(groups))
+        now = "--shards says where the shards are now"
+        what_to_do = now if given is None else "give those of the evaluation with --shards"
+        raise InputError(f"{_what(error)}; {what_to_do}") from None
+
+
+def rows_place(run: Run) -> Location:
+    """Where a run's detections are: beside its numbers, or where these were computed from; perhaps deleted."""
+    beside = run.place / DETECTIONS
+    return beside if beside.is_folder() else locate((run.summary or {}).get("rows", beside))
+
+
+def _with_rows(run: Run, given: Place | None) -> Run:
+    """The run with its shards and detections. Where the user did not say where they are, a note says what is lacking.
+
+    Raises:
+        InputError: the given shards are not there or others, or the detections beside the numbers are damaged.
+    """
     try:
-        folder = run.place / DETECTIONS if DETECTIONS in held else locate(summary.get("rows", run.place / DETECTIONS))
+        manifest, groups = shards_of(run, given)
+    except InputError as error:
+        if given is not None:
+            raise
+        return _noted(run, f"No pictures: {error}.")
+    run = replace(run, manifest=manifest, groups=groups)
+    try:
+        folder = rows_place(run)
         there = folder.is_folder() and bool(folder_of(folder).list())
     except (OSError, InputError) as error:
         return _noted(run, f"No pictures: {_what(error)}.")

@@ -12,11 +12,10 @@ from msrcnn.metrics.coco_ap import METRICS
 from pipelines.report.numbers import DASH, nan_if_none, percent, points, shown
 from pipelines.report.published import Published
 from pipelines.report.runs import Run
-from pipelines.summary_table import SHOWN
+from pipelines.summary_table import RANKED, SHOWN
 
-RANKED = (("box", "boxes, class score", "c-box"), ("mask_by_class", "masks, class score", "c-class"),
-          ("mask_by_mask", "masks, mask score", "c-mask"), ("mask_by_oracle", "masks, oracle", "c-oracle"))  # fmt: skip
-"""Key in `summary.json`, name, CSS class."""
+CSS = {"box": "c-box", "mask_by_class": "c-class", "mask_by_mask": "c-mask", "mask_by_oracle": "c-oracle"}
+"""Of `RANKED` the classes in the page."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Cell:
 
 def number_rows(summary: Mapping[str, Any], paper: Published | None) -> list[tuple[str, str, list[str]]]:
     """CSS class, name and the 12 COCO numbers of each ranking; below them the paper's."""
-    rows = [(css, name, [percent(summary["ap"][key][metric]) for metric in METRICS]) for key, name, css in RANKED]
+    rows = [(CSS[key], name, [percent(summary["ap"][key][m]) for m in METRICS]) for key, name in RANKED.items()]
     for head, of in summary.get("heads", {}).items():
         rows.append(("c-mask", f"masks, mask score of head {head}",
                      [percent(of["ap"]["mask_by_mask"][metric]) for metric in METRICS]))  # fmt: skip

@@ -36,9 +36,14 @@ def verdict(summary: dict[str, Any]) -> list[Sentence]:
 
 
 def no_maskiou(summary: dict[str, Any]) -> bool:
-    """Whether every predicted MaskIoU is 1: results of a detector that predicts none."""
-    bins = [b for b in summary["calibration"]["maskiou"]["bins"] if b["count"]]
-    return bool(bins) and all(b["score"] == 1 for b in bins)
+    """Whether each predicted MaskIoU is 1 and mask scores are class scores: results of a detector that predicts none.
+
+    Results may have a `worth` without a MaskIoU, which ranks masks all the same.
+    """
+    calibration = summary["calibration"]
+    bins = [b for b in calibration["maskiou"]["bins"] if b["count"]]
+    same = calibration["mask_score"]["bins"] == calibration["class_score"]["bins"]
+    return bool(bins) and all(b["score"] == 1 for b in bins) and same
 
 
 def _ranking(summary: dict[str, Any]) -> Sentence | None:

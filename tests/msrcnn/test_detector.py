@@ -393,3 +393,12 @@ def test_what_is_not_finite_is_no_empty_image(weight: str, column: str) -> None:
     model.get_parameter(weight).data.fill_(torch.nan)
     with pytest.raises(InputError, match=rf"image 0: the model gives {column} that are not finite"):
         detection_rows(batch, detections_of(model, batch), [shape_image(k)[1] for k in range(2)])
+
+
+def test_a_worth_that_is_not_finite_is_no_empty_image() -> None:
+    """Under a least score no mask score that is no number is kept, and nothing else tells."""
+    model, batch = make_model(sure=True), batch_of("all", "all", training=False)
+    found = detections_of(model, batch)
+    broken = dataclasses.replace(found, worths=torch.full_like(found.worths, torch.nan))
+    with pytest.raises(InputError, match="image 0: the model gives worths that are not finite"):
+        detection_rows(batch, broken, [shape_image(k)[1] for k in range(2)], min_score=0.1)

@@ -123,6 +123,36 @@ def test_categories_in_few_images_have_no_interval(made, tmp_path, make_scene):
     assert [np.isnan(c.low) for c in few] == [False, True, True]
 
 
+def test_two_settings_of_one_model_are_told_apart(made, tmp_path):
+    """On two sides they are compared; on one, other settings are no other seed."""
+    folder, _, _ = made
+    shutil.copytree(folder / "0", tmp_path / "soft")
+    stored = tmp_path / "soft" / "summary.json"
+    inference = {"selection": {"method": "linear"}, "precision": "bfloat16"}
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"inference": inference}))
+    lines, out = [], tmp_path / "c.json"
+    compare(CompareConfig(folder / "0", tmp_path / "soft", out=out, bootstrap=2), lines.append)
+    assert {"A: 0", "B: soft (selection.method=linear, precision=bfloat16)"} <= set(lines)
+    written = json.loads(out.read_text())
+    assert [evaluation["inference"] for evaluation in written["a"] + written["b"]] == [{}, inference]
+    with pytest.raises(InputError, match=r"soft: of the same model as .*0, so no other seed"):
+        compare(CompareConfig(folder / "1", folder / "0", more_b=(tmp_path / "soft",)))
+
+
+def test_of_one_image_nothing_is_certain(tmp_path, make_scene):
+    """All draws of one image are the same: their ends would be the difference itself."""
+    rng = np.random.default_rng(2)
+    scene = make_scene(1, rng, instances=6, detections=14, classes=3)
+    shards, lines = write_data(tmp_path / "shards", [scene]), []
+    for name in ("a", "b"):
+        of = replace(scene.detections, maskious=rng.random(14, np.float32))
+        write_evaluation(tmp_path / name, shards, [replace(scene, detections=of)], bootstrap=0, model_sha=name * 64)
+    found = compare(CompareConfig(tmp_path / "a", tmp_path / "b", bootstrap=DRAWS), lines.append)
+    assert _numbers(found)["maskiou", "correlation"].a != _numbers(found)["maskiou", "correlation"].b
+    assert np.isnan([(n.low, n.high) for n in (*found.numbers, *found.categories)]).all()
+    assert not any("*" in line.split("│")[-2] for line in "\n".join(lines).splitlines() if "│" in line)
+
+
 def test_what_cannot_be_compared_is_refused(made, tmp_path, make_scene):
     folder, _, _ = made
     other = [make_scene(i, np.random.default_rng(i), 5, 9, 3) for i in range(50, 54)]
@@ -145,6 +175,16 @@ def test_what_cannot_be_compared_is_refused(made, tmp_path, make_scene):
     shutil.rmtree(tmp_path / "bare" / "detections")
     with pytest.raises(InputError, match="bare"):
         compare(CompareConfig(tmp_path / "bare", second))
+    numbers = tmp_path / "bare" / "summary.json"
+    moved = json.loads(numbers.read_text()) | {"rows": str(first), "shards_folder": str(tmp_path / "gone")}
+    numbers.write_text(json.dumps(moved))
+    with pytest.raises(InputError, match=r"gone: no manifest\.json; --shards says where the shards are now"):
+        compare(CompareConfig(tmp_path / "bare", second))
+    unwritable = CompareConfig(first, second, out=numbers / "c.json", bootstrap=2)
+    with pytest.raises(InputError, match=r"c\.json: cannot be written .*; choose another --out"):
+        compare(unwritable)
+    found = compare(CompareConfig(tmp_path / "bare", first, shards=folder / "shards", bootstrap=2))  # of those rows
+    assert {(n.low, n.high) for n in found.numbers if n.metric == "AP"} == {(0, 0)}
 
 
 def test_both_sides_may_have_several():

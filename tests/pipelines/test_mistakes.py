@@ -101,7 +101,7 @@ MISTAKES = {
     "run in a folder of other things": ("train --preset demo --shards shards/train --run used",
                                         "used: neither empty nor a run directory; choose another --run"),
     "run where nothing can be written": ("train --preset demo --shards shards/train --run /proc/new",
-                                         "/proc/new: cannot write there", "choose another --run"),
+                                         "/proc/new: cannot be written", "choose another --run"),
     "no tracking server": (TRAIN + "--preset demo --tracking http://127.0.0.1:9", "MLflow at http://127.0.0.1:9: C"),
     # Evaluation.
     "no such model": (EVALUATE + "nowhere", "nowhere: neither a run directory nor a model file"),

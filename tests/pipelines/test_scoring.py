@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from mlflow.utils.validation import _validate_metric
 from msrcnn.errors import InputError
 from msrcnn.metrics.coco_ap import METRICS, CocoAP
 from msrcnn.metrics.maskiou import true_maskiou
+from msrcnn.metrics.matches import Matches
 from msrcnn.metrics.quality import MaskIoUQuality
 from pipelines.detection_parts import read_parts
 from pipelines.parquet import open_parquet
@@ -203,6 +205,20 @@ def test_each_head_scores_as_if_its_maskious_were_the_only_ones(many, scenes):
     assert repr(summarise("scenes", join(*parts[::-1]), 20, 1)) == repr(summary)
 
 
+def test_what_heads_share_is_drawn_once(many, monkeypatch):
+    manifest, (groups, detections), _ = many
+    parts = [score_part(group, detections.folder, categories_of(manifest), HEADS) for group in groups]
+    drawn, ranked = Counter(), Matches.ranked
+
+    def counted(self, ranking, area="all"):
+        drawn[ranking] += area == "all"
+        return ranked(self, ranking, area)
+
+    monkeypatch.setattr(Matches, "ranked", counted)
+    summarise("scenes", join(*parts), 2, 1)
+    assert drawn == {"box": 1, "class": 1, "mask": 3}
+
+
 def test_names_and_lines_of_heads(many):
     manifest, (groups, detections), _ = many
     categories = categories_of(manifest)
@@ -277,4 +293,6 @@ def test_images_without_truth_have_no_numbers(tmp_path, scenes):
     assert np.isnan(summary.ap.mask_by_mask["AP"])
     assert np.isnan(summary.ap.gain_interval).all()
     assert summary.detections == 40
-    assert any("-" in line for line in summary_lines(summary))
+    text = "\n".join(summary_lines(summary))
+    assert "gain by mask score - AP; oracle gap - AP, closed -" in text
+    assert "nan" not in text

@@ -149,7 +149,7 @@ def test_another_plan_is_refused_and_told_why(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     config = make_images(tmp_path, 1)
     plan, _ = planned(config)
-    with pytest.raises(InputError, match="cannot write there"):
+    with pytest.raises(InputError, match="cannot be written"):
         begin(locate("/proc/nothing/here"), plan.source)
     with pytest.raises(InputError, match="is a file; choose a folder for --out"):
         begin(locate(config.annotations), plan.source)

@@ -28,6 +28,7 @@ from pipelines.study_measures import (
     fused,
     limits,
     mask_aps,
+    own_aps,
     predicted,
     read_detected,
 )
@@ -151,6 +152,17 @@ def test_heads_that_saw_other_detections_are_refused(scene):
     other = replace(columns, class_scores=columns.class_scores + np.eye(1, rows)[0])
     with pytest.raises(InputError, match="not those of the trunk that they were trained on"):
         predicted(detected, replace(heads, columns=other), tuple(HEADS))
+
+
+def test_a_detector_is_ranked_by_its_own_mask_score(scene):
+    """By what its mask scores multiply class scores by, which need not be its MaskIoU."""
+    _, _, detected = scene
+    columns, kept = detected.columns, detected.order < 100
+    factors = np.random.default_rng(5).random(len(kept))
+    other = replace(detected, columns=replace(columns, factors=factors))
+    found = own_aps("nms", other, 100, np.zeros((0, 0), np.int64))
+    assert found["mask score"]["AP"] == 100 * detected.masks.rank(fused(columns.class_scores, factors, 1), kept).ap().ap
+    assert found[CLASS] == own_aps("plain", detected, 100, np.zeros((0, 0), np.int64))[CLASS]
 
 
 def test_nothing_detected(scene):

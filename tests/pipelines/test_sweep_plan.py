@@ -179,6 +179,7 @@ def test_mistakes(tmp_path, arguments, message):
 def test_asha_validates_each_trial_between_its_epochs(tmp_path):
     for asha in ([], ["--asha"]):
         trials = plan_of(tmp_path, "hyperparameters", "--samples", "2", *asha).trials.values()
+        assert {(t.evaluate.bootstrap, t.evaluate.figures) for t in trials} == {(0, False)}  # nothing reads them
         assert [t.train.validation for t in trials] == [t.evaluate.shards if asha else None for t in trials]
         assert len(trials) == 2
 

@@ -95,6 +95,14 @@ def test_the_split_and_the_order_of_parts_do_not_matter(make_scene):
     assert all(np.array_equal(one[r][m], other[r][m], equal_nan=True) for r in RANKINGS for m in RESAMPLED)
 
 
+def test_one_image_does_not_scatter(make_scene):
+    truths, detections = _scenes(make_scene, 0)
+    alone = _matched(truths[-1:], [d for d in detections if d.image_id == truths[-1].image_id])
+    assert np.isfinite(alone.ranked("mask").ap().ap)
+    assert np.isnan([of[metric] for of in alone.resample(3, 0).values() for metric in RESAMPLED]).all()
+    assert np.isnan(alone.resample_categories("mask", 3, 0)).all()
+
+
 def test_blocks_are_the_draws(monkeypatch):
     monkeypatch.setattr("msrcnn.metrics.resampling.BLOCK", 25)
     blocks = list(draw_blocks(10, 7, 4))

@@ -57,7 +57,7 @@ def test_counts_are_those_of_pycocotools(make_scene, seed, ranking):
         assert table.instances == instances[0]
         assert [kept.score for kept in table.grid] == list(SCORES)
         for kept in table.grid:
-            right = [true for at, _, score, true in decided if at == iou and score >= kept.score]
+            right = [true for at, _, score, true in decided if at == iou and score >= np.float32(kept.score)]
             assert kept.detections == len(right)
             assert kept.recall == pytest.approx(sum(right) / instances[0])
             if right:
@@ -77,6 +77,16 @@ def test_counts_are_those_of_pycocotools(make_scene, seed, ranking):
             assert best.f1 == pytest.approx(highest)
             assert best.score == pytest.approx(max(s for s, value in f1.items() if value == pytest.approx(highest)))
             assert best.detections == len(every[min(every, key=lambda s: abs(s - best.score))])
+
+
+def test_a_score_is_kept_at_the_threshold_that_it_equals(make_scene):
+    """Some of the grid's numbers are less in float32, as scores are."""
+    scene = make_scene(1, np.random.default_rng(0), 3, len(SCORES), 2)
+    scores = np.array(SCORES, np.float32)
+    found = replace(scene.detections, class_scores=scores, maskious=np.ones_like(scores))
+    truth = replace(scene.truth, crowd=np.zeros_like(scene.truth.crowd))
+    grid = _tables([truth], [found])["mask", 0.5].grid
+    assert [kept.detections for kept in grid] == list(range(len(SCORES), 0, -1))
 
 
 def test_without_detections_there_is_no_threshold(make_scene):

@@ -11,6 +11,7 @@ import pytest
 from msrcnn.metrics.matches import Matches
 from msrcnn.metrics.resampling import image_draws
 from pipelines.report.command import report
+from pipelines.report.comparison import intervals_of
 from pipelines.report.numbers import DASH
 from pipelines.report.runs import open_runs
 from pipelines.report_options import ReportConfig
@@ -63,6 +64,17 @@ def test_intervals_are_those_of_the_rows(made, page):
         low, high = np.percentile((drawn[1] - drawn[0])[:, column], [2.5, 97.5])
         row = next(row for row in table(page, "runs") if row[0] == f"Mask {name} by mask score")
         assert row[3] == f"{signed(b - a)} [{signed(low)} to {signed(high)}]"
+
+
+def test_of_one_image_there_is_no_interval(tmp_path, make_scene):
+    scene = make_scene(1, np.random.default_rng(2), 5, 9, 3)
+    shards = write_data(tmp_path / "shards", [scene])
+    for name in ("a", "b"):
+        write_evaluation(tmp_path / name, shards, [scene])
+    runs, matches = open_runs([tmp_path / "a", tmp_path / "b"], [], [], False), Matches([(1, "a"), (2, "b"), (3, "c")])
+    matches.update([scene.truth], [scene.detections])
+    ends = intervals_of(runs, {0: matches, 1: matches}, 20, 0, lambda _: None)
+    assert np.isnan(list(ends.values())).all()
 
 
 def test_categories_change_by_what_the_summaries_say(made, page):

@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 from pipelines.provenance import made as program
 from pipelines.report.outlines import Window, outline, simplified
 from pipelines.report.page import Found, render
-from pipelines.report.picks import picks_of
-from pipelines.report.pictures import ASPECT, BYTES, pictures_of, window_around
+from pipelines.report.picks import Pick, picks_of
+from pipelines.report.pictures import ASPECT, BYTES, described, look, pictures_of, window_around
 from pipelines.report.rows import read_rows_of
 from pipelines.report.runs import open_runs
 from pipelines.report_options import MOST_PICTURES
@@ -174,3 +174,15 @@ def test_pictures_show_the_image_and_say_what_the_rows_hold(made):
         assert facts["true MaskIoU"] == f"{max(ious, default=0):.2f}"
         if max(ious, default=0) == 0:
             assert "annotated there" in shown.rest or "overlaps" in shown.rest
+
+
+def test_a_worth_is_shown_where_it_is_not_the_maskiou(make_scene):
+    """The mask score is then the product of two numbers that are there."""
+    scene = make_scene(1, np.random.default_rng(0), 4, 6, 3)
+    pick = Pick("misled", int(scene.detections.categories[0]), 0, 0, 1, 0, 1.0, 1, 1)
+    names = {number: name for number, (_, name) in enumerate(CATEGORIES, start=1)}
+    for worths, expected in ((None, None), (scene.detections.maskious, None), (np.full(6, 1.5, np.float32), "1.50")):
+        found = replace(scene.detections, worths=worths)
+        facts = dict(described(look(pick, scene.truth, found), names)[1])
+        assert facts.get("worth") == expected
+        assert facts["mask score"] == f"{found.mask_scores[0]:.2f}"

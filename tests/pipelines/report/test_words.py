@@ -46,6 +46,8 @@ def test_the_interval_decides_whether_the_mask_score_ranks_better(summary, low, 
 def test_results_without_a_predicted_maskiou_are_said_to_have_none(summary):
     for b in summary["calibration"]["maskiou"]["bins"]:
         b |= {"count": 5, "score": 1.0} if b["high"] == 1 else {"count": 0, "score": None}
+    assert "no predicted MaskIoU" not in verdict(summary)[0].why  # mask scores are class scores times a worth
+    summary["calibration"]["mask_score"] = summary["calibration"]["class_score"]
     assert "no predicted MaskIoU" in verdict(summary)[0].why
 
 
