@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.mask_matching import AREAS, IOU_THRESHOLDS, Bools, Floats, Ints, within
+from msrcnn.metrics.packing import unpacked
 from msrcnn.metrics.ranked import RankedMasks
 from msrcnn.metrics.rankings import MaskRankings
 from msrcnn.metrics.resampling import on_draws
@@ -114,12 +115,7 @@ class Matches:
         Raises:
             InputError: the bytes are something else.
         """
-        try:
-            raw = zlib.decompress(data)
-        except zlib.error as error:
-            raise InputError(f"not the state of a Matches ({error}); score the partition again") from error
-        if raw[: len(_MAGIC)] != _MAGIC:
-            raise InputError("not the state of a Matches of this version; score the partition again")
+        raw = unpacked(data, _MAGIC, cls)
         restored, at = cls(categories), _HEAD.size
         kinds = zip((np.dtype("<i8"), _DETECTION, _INSTANCE), _HEAD.unpack_from(raw)[1:], strict=True)
         columns = []

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from msrcnn.errors import InputError
 from msrcnn.metrics.maskiou import BIN_EDGES, MATCHED_IOU, Agreement, Floats, MaskIoUStats, ScoreBin
+from msrcnn.metrics.packing import unpacked
 
 GRID = 1000
 """Cells of the joint histograms between 0 and 1; cell i of an even axis holds i / GRID up to (i + 1) / GRID."""
@@ -174,12 +175,7 @@ class MaskIoUQuality:
         Raises:
             InputError: the bytes are something else.
         """
-        try:
-            raw = zlib.decompress(data)
-        except zlib.error as error:
-            raise InputError(f"not the state of a MaskIoUQuality ({error}); score the partition again") from error
-        if raw[: len(_MAGIC)] != _MAGIC:
-            raise InputError("not the state of a MaskIoUQuality of this version; score the partition again")
+        raw = unpacked(data, _MAGIC, cls)
         restored, at = cls(), _HEAD.size
         _, *cells = _HEAD.unpack_from(raw)
         for sums in restored._sums:
